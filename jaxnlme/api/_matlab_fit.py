@@ -1,0 +1,302 @@
+"""From checked ``nlmefit`` arguments to a problem, its start and its fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlme import nlme
+from jaxnlme._cache import outer_jit
+from jaxnlme._results import RESULTS
+from jaxnlme.api._matlab_data import Designs, MatlabData
+from jaxnlme.api._matlab_model import MatlabFunction
+from jaxnlme.api._matlab_options import TRANSFORMS, NlmefitOptions
+from jaxnlme.api._matlab_stats import Linearisation
+from jaxnlme.covariance import Covariance, CovarianceBlock
+from jaxnlme.design.groups import GroupLayout, group_layout
+from jaxnlme.error_models import as_error_model
+from jaxnlme.mixed.lmm import cross_products, fixed_information, profile
+from jaxnlme.nlme.drive import drive
+from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
+from jaxnlme.nlme.problem import NLMEParams, NLMEProblem, StructuralModel, free_all, unknown_params
+from jaxnlme.numerics.bijectors import as_bijector
+
+__all__ = ["Call", "Fitted", "build_call", "evaluate", "linearise", "refine_beta0", "run"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One ``nlmefit`` call: its problem, and where the rows stand in the padded arrays."""
+
+    problem: NLMEProblem
+    data: MatlabData
+    designs: Designs
+    options: NlmefitOptions
+    layout: GroupLayout
+
+    @property
+    def y(self) -> np.ndarray:
+        """Responses of the rows, on the log scale for the exponential error model."""
+        return np.log(self.data.y) if self.options.error_model == "exponential" else self.data.y
+
+
+def build_call(
+    data: MatlabData,
+    designs: Designs,
+    pattern: tuple[tuple[int, ...], ...],
+    function: MatlabFunction,
+    beta0: np.ndarray,
+    options: NlmefitOptions,
+) -> Call:
+    """Pad the groups to a shape bucket and build the problem."""
+    layout = group_layout(data.codes, data.labels)
+    error_model = as_error_model(options.error_model)
+    covariance = Covariance((CovarianceBlock(pattern),))
+    codes = options.param_transform or (0,) * designs.num_params
+    m = layout.shape[0]
+    problem = NLMEProblem(
+        y=jnp.asarray(layout.pack(data.y)),
+        weights=jnp.asarray(layout.mask.astype(float)),
+        x=jnp.asarray(layout.pack(data.X)),
+        v=jax.tree.map(lambda a: jnp.asarray(layout.pack_groups(a)), data.V),
+        A=jnp.asarray(_packed_design(designs.fixed, designs.fixed_kind, layout)),
+        B=jnp.asarray(_packed_design(designs.random, designs.random_kind, layout)),
+        beta0=jnp.asarray(beta0),
+        free=free_all(len(beta0), covariance.num_theta, len(error_model.parameters)),
+        model=StructuralModel(
+            function, tuple(f"phi{k + 1}" for k in range(designs.num_params)), "matlab"
+        ),
+        transforms=tuple(as_bijector(TRANSFORMS[code]) for code in codes),
+        covariance=covariance,
+        error_model=error_model,
+        chunk=m if m <= 512 else math.gcd(m, 512),
+    )
+    return Call(problem, data, designs, options, layout)
+
+
+def _packed_design(values: np.ndarray, kind: str, layout: GroupLayout) -> np.ndarray:
+    if kind == "const":
+        return values[None, None]
+    return layout.pack_groups(values)[:, None] if kind == "group" else layout.pack(values)
+
+
+@outer_jit
+def _evaluate(problem: NLMEProblem, beta: Any, b: Any) -> tuple[Any, Any, Any]:
+    phi = phi_of(problem, beta, b)
+    f, J = derivatives(problem, phi, 1)
+    return phi, f, J
+
+
+class Point(NamedTuple):
+    """Transformed parameters phi, predictions f and their derivatives J in phi, one per row."""
+
+    phi: np.ndarray
+    f: np.ndarray
+    J: np.ndarray
+
+
+def evaluate(call: Call, beta: np.ndarray, b: np.ndarray | None = None) -> Point:
+    """Evaluate the model at ``beta`` and ``b`` (r, m), b = 0 by default; rows in data order."""
+    phi, f, J = _evaluate(call.problem, np.asarray(beta), _padded_b(call, b))
+    phi = np.broadcast_to(np.asarray(phi), (*call.layout.shape, phi.shape[-1]))
+    return Point(*(call.layout.unpack(a) for a in (phi, f, J)))
+
+
+def _padded_b(call: Call, b: np.ndarray | None) -> np.ndarray:
+    out = np.zeros((call.layout.shape[0], call.problem.num_random))
+    if b is not None:
+        out[: b.shape[1]] = b.T
+    return out
+
+
+def linearise(call: Call, beta: np.ndarray, b: np.ndarray) -> Linearisation:
+    """Return the arrays that ``stats`` is made of, in the order of the rows."""
+    at_b, at_0 = evaluate(call, beta, b), evaluate(call, beta)
+    A = call.designs.rows("fixed", call.data.codes)
+    B = call.designs.rows("random", call.data.codes)
+    return Linearisation(
+        y=call.y,
+        f=at_b.f,
+        f_population=at_0.f,
+        X=np.einsum("np,npf->nf", at_b.J, A),
+        Z=np.einsum("np,npr->nr", at_b.J, B),
+        Z_population=np.einsum("np,npr->nr", at_0.J, B),
+    )
+
+
+def weigh_zero_predictions(call: Call, zero: np.ndarray) -> Call:
+    """Give rows that the model fixes at zero the weight 1 under proportional error, as MATLAB does.
+
+    Their error variance b^2 f^2 would be zero. ``zero`` is (n,) bool.
+    """
+    if call.options.error_model != "proportional" or not zero.any():
+        return call
+    # A prior weight divides the variance: this one turns sd(0)^2, kept off zero by the error
+    # model, into sd(1)^2.
+    sd = np.asarray(call.problem.error_model.sd(jnp.array([0.0, 1.0]), jnp.ones(1)))
+    weights = call.layout.pack(np.where(zero, (sd[0] / sd[1]) ** 2, 1.0), fill=0.0)
+    return dataclasses.replace(
+        call, problem=dataclasses.replace(call.problem, weights=jnp.asarray(weights))
+    )
+
+
+class _Squares(NamedTuple):
+    value: float
+    residual: np.ndarray
+    X: np.ndarray
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.value) and np.all(np.isfinite(self.X)))
+
+
+def refine_beta0(call: Call, beta0: np.ndarray, max_steps: int = 200) -> np.ndarray:
+    """Fit beta without random effects by Levenberg-Marquardt (MATLAB's RefineBeta0).
+
+    A start at which columns of the Jacobian coincide (two exponentials with equal rates) is a
+    saddle that exact arithmetic never leaves; it is spread a little, earlier parameters upwards.
+    """
+    A = call.designs.rows("fixed", call.data.codes)
+
+    def squares(beta: np.ndarray) -> _Squares:
+        point = evaluate(call, beta)
+        residual = call.y - point.f
+        return _Squares(float(residual @ residual), residual, np.einsum("np,npf->nf", point.J, A))
+
+    beta, now = beta0, squares(beta0)
+    scale = np.linalg.norm(now.X, axis=0)
+    singular = np.linalg.svd(now.X / np.where(scale > 0, scale, 1.0), compute_uv=False)
+    if singular[-1] < 1e-8 * singular[0]:
+        spread = 1e-2 * np.arange(len(beta), 0, -1) / len(beta)
+        moved = beta + spread * np.maximum(np.abs(beta), 1.0)
+        trial = squares(moved)
+        if trial.finite:
+            beta, now = moved, trial
+    damping = 1e-2
+    for _ in range(max_steps):
+        gradient = now.X.T @ now.residual
+        size = np.sqrt(np.maximum(np.sum(now.X**2, axis=0), 1e-300))
+        scaled = (now.X / size).T @ (now.X / size)
+        trial = None
+        while damping < 1e12:
+            step = np.linalg.solve(scaled + damping * np.eye(len(beta)), gradient / size) / size
+            trial = squares(beta + step)
+            if trial.finite and trial.value <= now.value:
+                break
+            trial = None
+            damping *= 10
+        if trial is None:
+            break
+        decrease = now.value - trial.value
+        beta, now = beta + step, trial
+        damping = max(damping / 10, 1e-12)
+        if decrease <= 1e-8 * now.value:
+            break
+    return beta
+
+
+class Fitted(NamedTuple):
+    """A fit in MATLAB's terms: b is (r, m); RELME's variances are scaled by (n - f) / n."""
+
+    beta: np.ndarray
+    psi: np.ndarray
+    mse: float
+    covb: np.ndarray
+    errorparam: np.ndarray
+    b: np.ndarray
+    log_likelihood: float
+    result: RESULTS
+    num_steps: int
+
+
+def run(
+    call: Call, beta0: np.ndarray, callback: Callable[[dict[str, Any]], bool] | None = None
+) -> Fitted:
+    """Fit by the chosen approximation."""
+    options = call.options
+    params0 = dataclasses.replace(unknown_params(call.problem), beta=jnp.asarray(beta0))
+    if options.error_parameters is not None:
+        start = jnp.log(jnp.asarray(options.error_parameters))
+        params0 = dataclasses.replace(params0, error=start)
+    fit = drive(
+        call.problem,
+        _method(options),
+        params0=params0,
+        max_steps=options.options.MaxIter,
+        callback=callback,
+    )
+    return _read_fit(call, fit)
+
+
+def _method(options: NlmefitOptions) -> Any:
+    """Return the core's method; tolerances are ours unless the caller gave one.
+
+    LME stops on a change in units of standard errors, FO and FOCE on the expected decrease of
+    -log L, which is the square of such a change.
+    """
+    given, values = options.options.given, options.options
+    limits = [values.TolX] if "TolX" in given else []
+    limits += [values.TolFun**0.5] if "TolFun" in given else []
+    name = options.approximation_type
+    if name in ("LME", "RELME"):
+        choice = {"tolerance": min(limits)} if limits else {}
+        make = nlme.RELME if name == "RELME" else nlme.LME
+        combined = options.error_model == "combined"
+        return make(error_from="residuals" if combined else "marginal", **choice)
+    choice = {"tolerance": min(limits) ** 2} if limits else {}
+    return nlme.FO(**choice) if name == "FO" else nlme.FOCE(interaction=False, **choice)
+
+
+def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
+    kind, approximation = call.options.error_model, call.options.approximation_type
+    alternating = approximation in ("LME", "RELME")
+    params, state, problem = fit.params, fit.state, call.problem
+    beta, b = np.asarray(params.beta), np.asarray(fit.stats["b"])[: call.data.num_groups].T
+    psi = problem.covariance.psi(np.asarray(params.theta))[0]
+    error = np.asarray(problem.error_model.natural(params.error))
+    errorparam, mse = error, float(error[0] ** 2)
+    log_likelihood = float(fit.stats["log_likelihood"])
+    if alternating:
+        covb = np.asarray(state.beta_covariance)
+        if kind == "combined":
+            # a and b of the individual residuals; mse scales the variance they give (MATLAB)
+            errorparam = np.asarray(problem.error_model.natural(state.residual_error))
+            mse = float((error[0] / errorparam[0]) ** 2)
+    else:
+        if approximation == "FO":
+            b = np.zeros_like(b)
+        if kind == "exponential":
+            log_likelihood += float(np.sum(call.y))  # MATLAB leaves -sum(log y) out here
+        mse = 1.0 if kind == "combined" else mse
+        covb = np.asarray(_fixed_covariance(problem, params, _padded_b(call, b)))
+    if approximation == "RELME":
+        n = call.data.num_rows
+        scale = (n - len(beta)) / n
+        psi, covb, mse = psi * scale, covb * scale, mse * scale
+        if kind != "combined":
+            errorparam = errorparam * np.sqrt(scale)
+    steps = int(fit.stats["num_steps"])
+    return Fitted(beta, psi, mse, covb, errorparam, b, log_likelihood, fit.result, steps)
+
+
+@outer_jit
+def _fixed_covariance(problem: NLMEProblem, params: NLMEParams, b: Any) -> Any:
+    """(X' V^-1 X)^-1 of the model linearised at b, the error's sd at b = 0 (FO and FOCE)."""
+    phi = phi_of(problem, params.beta, b)
+    _, J = derivatives(problem, phi, 1)
+    f = derivatives(problem, phi_of(problem, params.beta, jnp.zeros_like(b)), 0)[0]
+    sd = problem.error_model.sd(f, problem.error_model.natural(params.error))
+    used = problem.weights > 0
+    precision = jnp.where(used, problem.weights / jnp.where(used, sd, 1.0) ** 2, 0.0)
+    X, Z = design_columns(J, problem.A), design_columns(J, problem.B)
+    sums = cross_products(Z, X, jnp.ones_like(f), precision)
+    free = jnp.ones(params.beta.shape[0], f.dtype)
+    factor = problem.covariance.factor(params.theta)
+    fit = profile(sums, factor, problem.num_rows(), free, restricted=False)
+    return fixed_information(fit.chol_xvx, free)

@@ -1,0 +1,375 @@
+"""The door ``fit_nlme``: a formula or a function and a frame in, :class:`NLMEResults` out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlme._errors import DataError, ModelSpecError, nearest, some
+from jaxnlme._precision import host64
+from jaxnlme._results import result_name
+from jaxnlme._typing import Frame
+from jaxnlme.api._nlme_options import (
+    check_fix,
+    read_fix,
+    read_method,
+    read_model,
+    read_priors,
+    read_start,
+    refuse_unknown,
+)
+from jaxnlme.api._progress import line as progress_line
+from jaxnlme.covariance import pattern_from
+from jaxnlme.design.expressions import free_names, parse_parameter_formulas, parse_tree
+from jaxnlme.design.frames import Table, read_frame, select_rows
+from jaxnlme.design.nonlinear import (
+    Level,
+    check_groups,
+    group_columns,
+    parameter_design,
+    read_groups,
+    read_random,
+)
+from jaxnlme.error_models import AbstractErrorModel, as_error_model
+from jaxnlme.nlme.drive import drive
+from jaxnlme.nlme.method import AbstractMethod
+from jaxnlme.nlme.problem import NLMEParams
+from jaxnlme.numerics.bijectors import as_bijector
+from jaxnlme.results.nlme import NLMEResults, make_results
+from jaxnlme.results.nlme_spec import NLMESpec, check_response
+
+
+@host64
+def fit_nlme(
+    model: str | Callable,
+    data: Frame,
+    *,
+    group: str | Sequence[str],
+    fixed: str | Sequence[str],
+    random: str | Sequence[str] | Mapping[str, Any],
+    response: str | None = None,
+    predictors: Sequence[str] | None = None,
+    covariance: Any = "full",
+    start: Mapping[str, float] | Sequence[float] | None = None,
+    method: str | AbstractMethod = "LME",
+    error_model: str | AbstractErrorModel = "constant",
+    transform: Mapping[str, Any] | None = None,
+    correlation: Any = None,
+    variance: Any = None,
+    weights: str | np.ndarray | None = None,
+    fix: Mapping[str, float] | None = None,
+    priors: Mapping[str, Any] | None = None,
+    missing: str = "drop",
+    max_steps: int = 200,
+    num_retries: int = 3,
+    progress: bool | Callable[[dict], Any] | None = None,
+    key: Any = 0,
+    **unknown: Any,
+) -> NLMEResults:
+    """Fit a nonlinear mixed-effects model.
+
+    Parameters
+    ----------
+    model
+        A formula ``"conc ~ SSfol(Dose, Time, lKe, lKa, lCl)"`` (R's spelling, self-starting models by
+        name), or a function ``model(params, x) -> scalar`` of dicts of scalars for one row, written with
+        ``jax.numpy`` and defined once at module level. :func:`jaxnlme.nlme.trajectory` marks a function
+        that takes all rows of a group.
+    data
+        pandas, polars or pyarrow frame, or a dict of 1-D arrays.
+    group
+        Column that names the groups; a list (outermost first) or ``"a/b"`` for nested groups.
+    fixed
+        Formulas of the parameters, ``"lKe + lKa + lCl ~ 1"``, ``["A ~ 1", "xmid ~ Treatment"]``.
+    random
+        Which parameters vary between groups, ``"lKa + lCl ~ 1"``; with nested groups a dict by level.
+    response, predictors
+        Columns, when ``model`` is a function (predictors default to all numeric columns not used else).
+    covariance
+        Of the random effects: ``"full"``, ``"diagonal"``, blocks of names, a 0/1 matrix or block
+        numbers; with nested groups one value for all or a dict by level.
+    start
+        Start values by parameter name (other coefficients of its formula start at 0), by coefficient
+        label, or a sequence in coefficient order. May be left out for self-starting models.
+    method
+        ``"LME"`` (= ``"ML"``, Lindstrom-Bates), ``"REML"`` (R nlme's dialect: the ML fit with variances
+        times N/(N-p)), ``"RELME"`` (restricted likelihood), ``"FO"``, ``"FOCE"``, ``"Laplace"``, ``"AGQ"``, or an
+        object such as ``jn.nlme.AGQ(7)``. Log-likelihoods of different methods are not comparable.
+    error_model
+        ``"constant"`` (sd a), ``"proportional"`` (b|f|), ``"combined"`` (a + b|f|), ``"combined2"``
+        (sqrt(a^2 + b^2 f^2)), ``"exponential"`` (log y = log f + a e), ``"power"`` (b|f|^c), or an object.
+    transform
+        ``{"ka": "log"}``: the model receives ka on its natural scale; coefficients, random effects and
+        ``psi`` are on the transformed scale. ``"log"``, ``"probit"``, ``"logit"`` or a bijector.
+    weights
+        Column or array of prior weights: residual variance divided by the weight.
+    fix
+        Parameters to hold, by label: ``{"lKe": -2.5, "sigma": 0.7, "sd(Subject).lCl": 0.2}``.
+    priors
+        Penalised (MAP) fit: ``{"fixed": Normal(0, 2.5), "sd": Gamma(2, 0.5), "cor": LKJ(2)}`` or by label;
+        for methods that maximise a likelihood (not LME).
+    missing
+        ``"drop"`` rows with missing values (warns) or ``"raise"``.
+    max_steps
+        Limit of evaluations (alternations for LME).
+    num_retries
+        How many perturbed starts are tried when a fit does not converge.
+    progress
+        None (a line when a terminal waits longer than 2 s), True, False, or ``progress(info) -> stop``.
+    key
+        Seed of the perturbed starts.
+
+    Returns
+    -------
+    NLMEResults
+
+    Raises
+    ------
+    DataError, FormulaError, ModelSpecError
+        Before any compilation, naming argument, column or rows and the cure.
+
+    Warns
+    -----
+    ConvergenceWarning, SingularFitWarning, DataWarning
+
+    Examples
+    --------
+    >>> import jaxnlme as jn
+    >>> theoph = jn.datasets.load("theoph")
+    >>> fit = jn.fit_nlme("conc ~ SSfol(Dose, Time, lKe, lKa, lCl)", theoph, group="Subject",
+    ...                   fixed="lKe + lKa + lCl ~ 1", random="lKa + lCl ~ 1", covariance="diagonal",
+    ...                   start={"lKe": -2.4, "lKa": 0.45, "lCl": -3.2})
+    >>> round(fit.llf, 3)
+    -177.022
+    """
+    refuse_unknown(unknown, fit_nlme)
+    for name, value in (("correlation", correlation), ("variance", variance)):
+        if value is not None:
+            raise ModelSpecError(
+                f"{name}= is not built yet for fit_nlme (correlation and variance structures come with "
+                "the mixed-model issue). Use error_model='power' or 'proportional' for a variance that "
+                "follows the prediction."
+            )
+    table = read_frame(data)
+    chosen, dialect = read_method(method)
+    errors = as_error_model(error_model)
+    formulas = parse_parameter_formulas(fixed)
+    groups = group_columns(group)
+    structural, lhs, response_name, names = read_model(
+        model, tuple(formulas), response, predictors, table, groups
+    )
+    random_formulas = read_random(random, groups, tuple(formulas))
+    transforms = _read_transforms(transform, tuple(formulas))
+    weight_values = _read_weights(weights, table)
+
+    draft = NLMESpec(
+        structural, lhs, response_name, names, tuple(formulas), transforms,
+        parameter_design({}, table), (), (), errors,
+    )  # fmt: skip
+    columns = [*draft.response_columns, *names, *_formula_columns(formulas, random_formulas, table), *groups]
+    rows = select_rows(table, columns, missing=missing)
+    used = table.take(rows)
+    w = np.ones(len(rows)) if weight_values is None else weight_values[rows]
+    spec = _spec(draft, formulas, random_formulas, groups, covariance, weights, used, model)
+
+    y = spec.respond(used)
+    check_response(spec, y)
+    grouping = read_groups(groups, used)
+    free, fixed_values = read_fix(fix, spec)
+    check_fix(free, chosen)
+    if free.error[0] or errors.name not in ("constant", "exponential"):
+        check_groups(grouping, groups, [len(level.design.labels) for level in spec.levels])
+    beta0 = read_start(start, spec, used, y, grouping, model)
+    beta0 = np.where(free.beta, beta0, fixed_values.beta)
+    prior = read_priors(priors, spec, chosen)
+    problem = spec.problem(used, grouping, y, w, beta0, free, prior)
+    params0 = NLMEParams(beta0, fixed_values.theta, fixed_values.error)
+    _check_model(problem, spec)
+    began = time.perf_counter()
+    fit, attempts = _fit_with_retries(
+        problem, chosen, params0, max_steps, num_retries, key, _callback(progress)
+    )
+    call = {
+        "model": model, "group": group, "fixed": fixed, "random": random, "response": response,
+        "predictors": predictors, "covariance": covariance, "method": method,
+        "error_model": error_model, "transform": transform, "weights": weights, "fix": fix,
+        "priors": priors, "missing": missing, "max_steps": max_steps, "num_retries": num_retries,
+        "key": key,
+    }  # fmt: skip
+    return make_results(
+        spec=spec, problem=problem, method=chosen, dialect=dialect, fit=fit, table=table, rows=rows,
+        grouping=grouping, y=y, weights=w, attempts=attempts, call=call, door=fit_nlme,
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _read_transforms(transform, parameters):
+    given = dict(transform or {})
+    for name in given:
+        if name not in parameters:
+            raise ModelSpecError(
+                f"transform: {name!r} is not a parameter of the model {list(parameters)}."
+                + nearest(str(name), parameters)
+            )
+    return tuple(as_bijector(given.get(name), argument=f"transform[{name!r}]") for name in parameters)
+
+
+def _read_weights(weights, table: Table) -> np.ndarray | None:
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        values = table.numeric(weights, "weights")
+    else:
+        values = np.asarray(weights, float)
+        if values.shape != (table.n,):
+            raise DataError(f"weights has shape {values.shape}, but the data have {table.n} rows.")
+    bad = np.flatnonzero(np.isnan(values))
+    if len(bad):
+        raise DataError(f"weights is missing (NaN) in {len(bad)} row(s): {some(bad)}.")
+    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+    if len(bad):
+        raise DataError(f"weights must be finite and >= 0; rows {some(bad)} are not.")
+    return values
+
+
+def _formula_columns(formulas, random_formulas, table: Table) -> list[str]:
+    texts = [*formulas.values(), *(f for level in random_formulas for f in level.values())]
+    names = [name for text in texts for name in free_names(parse_tree(text))]
+    return [name for name in dict.fromkeys(names) if name in table]
+
+
+def _spec(draft: NLMESpec, formulas, random_formulas, groups, covariance, weights, used, model):
+    levels = tuple(
+        Level(name, parameter_design(given, used))
+        for name, given in zip(groups, random_formulas, strict=True)
+    )
+    per_level = covariance if isinstance(covariance, Mapping) else dict.fromkeys(groups, covariance)
+    unknown = [k for k in per_level if k not in groups]
+    if unknown:
+        raise ModelSpecError(f"covariance: {unknown[0]!r} is not a grouping column {list(groups)}.")
+    patterns = tuple(
+        pattern_from(per_level.get(level.group, "full"), level.design.labels) for level in levels
+    )
+    return NLMESpec(
+        model=draft.model,
+        response=draft.response,
+        response_name=draft.response_name,
+        predictors=draft.predictors,
+        parameters=draft.parameters,
+        transforms=draft.transforms,
+        fixed=parameter_design(formulas, used),
+        levels=levels,
+        patterns=patterns,
+        error_model=draft.error_model,
+        weights=weights if isinstance(weights, str) else None,
+        formula=model if isinstance(model, str) else f"{draft.response_name} ~ {_name_of(model)}(...)",
+    )
+
+
+def _name_of(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _check_model(problem, spec: NLMESpec) -> None:
+    """Trace the model once on shapes alone, before anything is compiled."""
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), problem.x)
+    phi = jax.ShapeDtypeStruct((len(spec.parameters),), problem.y.dtype)
+    n = problem.y.shape[1]
+    row = spec.model.kind == "row"
+    if row:
+        x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+    call = spec.model.row if row else spec.model.group
+    expected = () if row else (n,)
+    try:
+        out = jax.eval_shape(lambda phi, x: call(phi, x, None), phi, x)
+    except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ModelSpecError(
+            f"the model {_name_of(spec.model.function)} cannot be traced by JAX: "
+            f"{type(error).__name__}. Use jax.numpy instead of numpy, and jnp.where instead of a Python "
+            "'if' on parameters or data; jn.nlme.from_numpy(fun) wraps a NumPy function."
+        ) from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelSpecError(
+            f"the model {_name_of(spec.model.function)} failed on the first group: "
+            f"{type(error).__name__}: {error}. It is called with the parameters "
+            f"{list(spec.parameters)} and the predictors {list(spec.predictors)}."
+        ) from error
+    shape = getattr(out, "shape", None)
+    if shape != expected:
+        raise ModelSpecError(
+            f"the model {_name_of(spec.model.function)} returned shape {shape} for the first group, "
+            f"expected {expected}: "
+            + ("one scalar per row." if row else "one value per row of the group.")
+        )
+
+
+def _fit_with_retries(problem, method, params0, max_steps, num_retries, key, callback):
+    """Fit from the start given, then from perturbed ones; the best fit and what was tried."""
+    fit = drive(problem, method, params0=params0, max_steps=max_steps, callback=callback)
+    attempts = [_attempt("start", fit)]
+    if _good(fit):
+        return fit, attempts
+    rng = np.random.default_rng(_seed(key))
+    best = fit
+    for k in range(num_retries):
+        # Smaller random effects first: the commonest cause is a covariance that starts far too large.
+        scale = 0.3 ** (k + 1)
+        theta = scale * np.asarray(fit.stats["theta_scale"]) * max(_rms(problem, fit), 1e-8)
+        beta = np.asarray(params0.beta) * (1 + 0.1 * k * rng.standard_normal(params0.beta.shape))
+        start = NLMEParams(
+            np.where(problem.free.beta, beta, params0.beta),
+            np.where(problem.free.theta, theta, params0.theta),
+            np.where(problem.free.error, np.nan, params0.error),
+        )
+        if not np.all(np.isfinite(start.theta)):
+            start = NLMEParams(start.beta, params0.theta, start.error)
+        again = drive(problem, method, params0=start, max_steps=max_steps, callback=callback)
+        attempts.append(_attempt(f"perturbed start {k + 1}", again))
+        if _good(again) or _value(again) > _value(best):
+            best = again
+        if _good(again):
+            break
+    return best, attempts
+
+
+def _good(fit) -> bool:
+    return result_name(fit.result) == "successful"
+
+
+def _value(fit) -> float:
+    value = float(fit.stats["log_likelihood"])
+    return value if np.isfinite(value) else -np.inf
+
+
+def _rms(problem, fit) -> float:
+    del fit
+    y = np.asarray(problem.y)[np.asarray(problem.weights) > 0]
+    return 0.1 * float(np.std(y))
+
+
+def _attempt(what: str, fit) -> dict[str, Any]:
+    return {
+        "start": what,
+        "result": result_name(fit.result),
+        "log_likelihood": float(fit.stats["log_likelihood"]),
+        "num_steps": int(fit.stats["num_steps"]),
+    }
+
+
+def _seed(key: Any) -> int:
+    if isinstance(key, int | np.integer):
+        return int(key)
+    return int(np.asarray(jax.random.key_data(key)).sum())
+
+
+def _callback(progress):
+    if callable(progress):
+        return progress
+    if progress is False:
+        return None
+    return progress_line(always=progress is True)
+

@@ -1,0 +1,1 @@
+"""Linear mixed models. So far the gaussian kernel that NLME's linearisations need."""

@@ -1,0 +1,455 @@
+"""LME: the alternation of Lindstrom and Bates (1990), plain and restricted.
+
+1. Penalised nonlinear least squares (PNLS): at fixed covariance find beta and the random effects.
+2. Linear mixed model (LMM): linearise there, estimate the covariance with beta and sigma profiled out.
+
+The answer is the fixed point of the two, not the maximum of any function: ``log_likelihood`` is that of
+the linearised data at the last PNLS step (Pinheiro and Bates 2000, section 7.2.1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxnlme._errors import ModelSpecError
+from jaxnlme._results import RESULTS
+from jaxnlme._typing import Array, Bool, Float, Int
+from jaxnlme.error_models import negative_log_density
+from jaxnlme.mixed.lmm import (
+    covariance_information,
+    cross_products,
+    fixed_information,
+    profile,
+)
+from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
+from jaxnlme.nlme.method import AbstractMethod, Summary, relative_start
+from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
+from jaxnlme.numerics import outer
+from jaxnlme.numerics.blocks import small_matmul
+from jaxnlme.numerics.small_linalg import cho_solve, inverse_spd, solve_lower
+
+
+class _State(eqx.Module):
+    beta: Float[Array, "f"]
+    u: Float[Array, "m q"]  # spherical, relative to sigma: b = Lambda u
+    theta: Float[Array, "t"]  # relative factor entries, psi = sigma^2 Lambda Lambda'
+    shape: Float[Array, "s"]  # unconstrained error parameters relative to the first
+    residual_error: Float[Array, "e"]  # unconstrained, from individual residuals (see error_from)
+    sigma: Float[Array, ""]
+    log_likelihood: Float[Array, ""]
+    beta_covariance: Float[Array, "f f"]
+    gradient: Float[Array, "t"]  # of the LMM's -log L in (theta, shape)
+    change: Float[Array, ""]
+    pnls_decrement: Float[Array, ""]
+    k: Int[Array, ""]
+    started: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    theta_scale: Float[Array, "t"]
+    f: Float[Array, "m n"]  # predictions that the weights of the next PNLS step follow
+
+
+class _Pnls(NamedTuple):
+    beta: Array
+    u: Array
+    pss: Array
+    f: Array
+    J: Array
+    d_beta: Array
+    d_u: Array
+    step: Array
+    trial_beta: Array
+    trial_u: Array
+    decrement: Array
+    halvings: Array
+    k: Array
+    done: Array
+
+
+class _Linear(NamedTuple):
+    """The linearised data at one PNLS point; ``t`` is the residual plus the random part."""
+
+    X: Array
+    Z: Array
+    t: Array
+    f: Array
+    weights: Array
+    rows: Array
+
+
+class LME(AbstractMethod):
+    """Lindstrom-Bates alternation (R's ``nlme`` with method "ML", MATLAB's "LME").
+
+    Parameters
+    ----------
+    restricted
+        True maximises the restricted likelihood in the LMM step (MATLAB's "RELME").
+    error_from
+        How error parameters beyond the first are found: ``"marginal"`` maximises the LMM likelihood over
+        them (R's variance functions), ``"residuals"`` fits them to the individual residuals after each
+        LMM step (MATLAB's "combined").
+    tolerance
+        Stop when an alternation moves no parameter by more than this many standard errors.
+
+    Notes
+    -----
+    ``log_likelihood`` keeps all constants. Tested against ``nlme_*.json`` and ``matlab_*.json``.
+    """
+
+    restricted: bool = eqx.field(static=True, default=False)
+    error_from: str = eqx.field(static=True, default="marginal")
+    tolerance: float = eqx.field(default=1e-7, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return "RELME" if self.restricted else "LME"
+
+    def __check_init__(self):
+        if self.error_from not in ("marginal", "residuals"):
+            raise ModelSpecError(
+                f"error_from={self.error_from!r} is not known: use 'marginal' or 'residuals'."
+            )
+
+    def init(self, problem, params):
+        dtype = problem.y.dtype
+        error = params.error
+        known = jnp.all(jnp.isfinite(error)) & jnp.all(jnp.isfinite(params.theta))
+        sigma = problem.error_model.natural(error)[0]
+        units = jnp.array(problem.error_model.units[1:], bool)
+        inf = jnp.array(jnp.inf, dtype)
+        f, t = problem.num_fixed, problem.covariance.num_theta
+        return _State(
+            beta=params.beta,
+            u=jnp.zeros((problem.num_groups, problem.num_random), dtype),
+            theta=jnp.where(known, params.theta / jnp.where(known, sigma, 1.0), 0.0),
+            shape=jnp.where(known, error[1:] - jnp.where(units, error[0], 0.0), 0.0).astype(dtype),
+            residual_error=jnp.where(known, error, 0.0),
+            sigma=jnp.where(known, sigma, 1.0).astype(dtype),
+            log_likelihood=-inf,
+            beta_covariance=jnp.zeros((f, f), dtype),
+            gradient=jnp.zeros(t + len(units), dtype),
+            change=inf,
+            pnls_decrement=inf,
+            k=jnp.zeros((), jnp.int32),
+            started=known,
+            failed=jnp.zeros((), bool),
+            theta_scale=jnp.ones(t, dtype),
+            f=jnp.ones_like(problem.y),
+        )
+
+    def step(self, problem, params, state):
+        del params
+        pnls = self._pnls(problem, state)
+        fresh = self._started(problem, state, pnls)
+        moved = self._lmm(problem, state, pnls)
+        new = jax.tree.map(lambda a, b: jnp.where(state.started, a, b), moved, fresh)
+        new = eqx.tree_at(lambda s: s.theta_scale, new, _theta_scale(problem, pnls))
+        return _params(problem, new), new
+
+    def terminate(self, problem, params, state, max_steps):
+        del params
+        close = state.started & (state.k >= 2) & (state.change <= self.tolerance)
+        done = close | state.failed | (state.k >= max_steps)
+        result = RESULTS.where(
+            state.failed,
+            RESULTS.nonfinite,
+            RESULTS.where(close, RESULTS.successful, RESULTS.max_steps_reached),
+        )
+        return done, result
+
+    def log_likelihood(self, problem, params):
+        """Return the LMM likelihood of the data linearised at PNLS for ``params.theta`` and ``.error``.
+
+        ``params.beta`` is where PNLS starts: beta and sigma are profiled out, as in the fit.
+        """
+        state = self.init(problem, params)
+        pnls = self._pnls(problem, state)
+        weights, _ = _weights_and_slope(problem, pnls.f, state.shape)
+        lin = _linearise(problem, weights, pnls.f, pnls.J, pnls.u, state.theta)
+        value, _, _ = self._deviance(problem, lin, state.theta, state.shape)
+        return -value + problem.log_jacobian()
+
+    def summarise(self, problem, params, state):
+        lam = problem.covariance.factor(state.theta)
+        return Summary(
+            log_likelihood=state.log_likelihood,
+            b=small_matmul(state.u, lam.T),
+            num_steps=state.k,
+            gradient=state.gradient,
+            decrement=state.change**2,
+            converged_groups=jnp.all(jnp.isfinite(state.u), -1),
+            theta_scale=state.theta_scale,
+        )
+
+    def _pnls(self, problem: NLMEProblem, state: _State) -> _Pnls:
+        """Minimise |W^1/2 (z - f)|^2 + |u|^2 over beta and u at fixed covariance, by Gauss-Newton."""
+        lam = problem.covariance.factor(state.theta)
+        free = problem.free.beta.astype(lam.dtype)
+        rows = problem.num_rows()
+        z = problem.response()
+        m, n = z.shape
+        dtype = z.dtype
+        # The weights of an f-dependent error are held within PNLS and refreshed between alternations.
+        weights, _ = _weights_and_slope(problem, state.f, state.shape)
+        loose = jnp.clip(1e-4 * state.change**2, 1e-16, 1e-6)
+        tolerance = jnp.where(state.started, loose, jnp.inf)
+
+        def body(s: _Pnls) -> _Pnls:
+            phi = phi_of(problem, s.trial_beta, small_matmul(s.trial_u, lam.T))
+            f, J = derivatives(problem, phi, 1)
+            lin = _linearise(problem, weights, f, J, s.trial_u, state.theta)
+            zu = jnp.sum(small_matmul(lin.Z, lam[None]) * s.trial_u[:, None, :], -1)
+            r = lin.t - zu
+            pss = jnp.sum(lin.weights * r**2) + jnp.sum(s.trial_u**2)
+            finite = jnp.isfinite(pss) & jnp.all(jnp.isfinite(J))
+            first = ~jnp.isfinite(s.pss)
+            bound = s.pss - 1e-4 * s.step * s.decrement + 1e-13 * jnp.abs(s.pss)
+            accept = finite & (first | (pss <= bound))
+            c = cross_products(lin.Z, lin.X, lin.t, lin.weights)
+            fit = profile(c, lam, rows, free, restricted=False)
+            d_u = fit.u - s.trial_u
+            gx = jnp.sum(lin.weights[..., None] * lin.X * r[..., None], (0, 1)) * free
+            gz = jnp.sum(lin.weights[..., None] * lin.Z * r[..., None], 1)
+            gu = small_matmul(gz, lam) - s.trial_u
+            decrement = jnp.sum(gx * fit.beta) + jnp.sum(gu * d_u)
+            solved = jnp.isfinite(decrement)
+
+            def pick(a, b):
+                return jnp.where(accept, a, b)
+
+            d_beta = pick(jnp.where(solved, fit.beta, 0.0), s.d_beta)
+            d_u = pick(jnp.where(solved, d_u, 0.0), s.d_u)
+            beta, u = pick(s.trial_beta, s.beta), pick(s.trial_u, s.u)
+            step = jnp.where(accept, 1.0, 0.5 * s.step).astype(dtype)
+            halvings = jnp.where(accept, 0, s.halvings + 1)
+            pss_kept = pick(pss, s.pss)
+            decrement = pick(decrement, s.decrement)
+            small = decrement <= tolerance * pss_kept / rows
+            return _Pnls(
+                beta=beta,
+                u=u,
+                pss=pss_kept,
+                f=pick(f, s.f),
+                J=pick(J, s.J),
+                d_beta=d_beta,
+                d_u=d_u,
+                step=step,
+                trial_beta=beta + step * d_beta,
+                trial_u=u + step * d_u,
+                decrement=decrement,
+                halvings=halvings,
+                k=s.k + 1,
+                done=small | (halvings > 25) | (accept & ~solved),
+            )
+
+        p = len(problem.transforms)
+        inf = jnp.array(jnp.inf, dtype)
+        start = _Pnls(
+            beta=state.beta,
+            u=state.u,
+            pss=inf,
+            f=jnp.full((m, n), jnp.nan, dtype),
+            J=jnp.full((m, n, p), jnp.nan, dtype),
+            d_beta=jnp.zeros_like(state.beta),
+            d_u=jnp.zeros_like(state.u),
+            step=jnp.ones((), dtype),
+            trial_beta=state.beta,
+            trial_u=state.u,
+            decrement=inf,
+            halvings=jnp.zeros((), jnp.int32),
+            k=jnp.zeros((), jnp.int32),
+            done=jnp.zeros((), bool),
+        )
+        return jax.lax.while_loop(lambda s: ~s.done & (s.k < 50), body, start)
+
+    def _started(self, problem: NLMEProblem, state: _State, pnls: _Pnls) -> _State:
+        """Choose the first covariance from the derivatives at the start of beta (R's rule)."""
+        w, z = problem.weights, problem.response()
+        used = w > 0
+        rows = problem.num_rows()
+        rss = jnp.sum(jnp.where(used, w * (z - pnls.f) ** 2, 0.0))
+        ff = jnp.sum(jnp.where(used, pnls.f**2, 0.0))
+        error = problem.error_model.start(rss / rows, ff / rows)
+        units = jnp.array(problem.error_model.units[1:], bool)
+        theta = _theta_scale(problem, pnls)
+        known = _State(
+            **{
+                **{name: getattr(state, name) for name in state.__dataclass_fields__},
+                "theta": theta.astype(z.dtype),
+                "shape": (error[1:] - jnp.where(units, error[0], 0.0)).astype(z.dtype),
+                "residual_error": error.astype(z.dtype),
+                "started": jnp.ones((), bool),
+                "f": pnls.f,
+                "failed": ~jnp.isfinite(pnls.pss) | ~jnp.all(jnp.isfinite(theta)),
+            }
+        )
+        return known
+
+    def _deviance(self, problem, lin: _Linear, theta, shape):
+        """Return -log L of the linearised data, its gradient in (theta, shape), and the LMM profile."""
+        free = problem.free.beta.astype(theta.dtype)
+        used = problem.weights > 0
+        lam, pull = jax.vjp(problem.covariance.factor, theta)
+        weights, slope = _weights_and_slope(problem, lin.f, shape)
+        c = cross_products(lin.Z, lin.X, lin.t, weights)
+        fit = profile(c, lam, lin.rows, free, restricted=self.restricted)
+        log_weights = jnp.sum(jnp.log(jnp.where(used, weights, 1.0)))
+        value = 0.5 * (fit.deviance - log_weights)
+        (d_theta,) = pull(fit.gradient)
+        if not shape.shape[0]:
+            return value, 0.5 * d_theta, fit
+        d_shape = self._shape_gradient(lin, lam, weights, slope, c, fit, free)
+        return value, 0.5 * jnp.concatenate([d_theta, d_shape]), fit
+
+    def _shape_gradient(self, lin, lam, weights, slope, c, fit, free):
+        """Derivative of the deviance in the relative error parameters, through each row's weight."""
+        zl = small_matmul(lin.Z, lam[None])
+        r = lin.t - jnp.sum(lin.X * (fit.beta * free)[None, None], -1) - jnp.sum(zl * fit.u[:, None, :], -1)
+        half = solve_lower(fit.chol_h, jnp.swapaxes(zl, -1, -2))
+        leverage = jnp.sum(half**2, -2)
+        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
+        per_weight = leverage + (k / fit.pss) * r**2
+        if self.restricted:
+            zx = small_matmul(lam.T[None], c.zx * free[None, None])
+            ux = cho_solve(fit.chol_h, zx)
+            rx = lin.X * free[None, None] - small_matmul(zl, ux)
+            whitened = solve_lower(fit.chol_xvx[None], jnp.swapaxes(rx, -1, -2))
+            per_weight = per_weight + jnp.sum(whitened**2, -2)
+        used = (weights > 0)[..., None]
+        total = jnp.where(used, -2.0 * slope * (weights * per_weight - 1.0)[..., None], 0.0)
+        return jnp.sum(total, (0, 1))
+
+    def _lmm(self, problem: NLMEProblem, state: _State, pnls: _Pnls) -> _State:
+        """Estimate the covariance (and marginal error shape) of the linearised data."""
+        weights, _ = _weights_and_slope(problem, pnls.f, state.shape)
+        lin = _linearise(problem, weights, pnls.f, pnls.J, pnls.u, state.theta)
+        residual_error, shape0 = state.residual_error, state.shape
+        if self.error_from == "residuals" and shape0.shape[0]:
+            residual_error = _fit_residuals(problem, pnls.f, state.residual_error)
+            units = jnp.array(problem.error_model.units[1:], bool)
+            shape0 = residual_error[1:] - jnp.where(units, residual_error[0], 0.0)
+        t = state.theta.shape[0]
+        moving = jnp.concatenate(
+            [problem.free.theta, problem.free.error[1:] & (self.error_from == "marginal")]
+        )
+        x0 = jnp.concatenate([state.theta, shape0])
+        info = self._information(problem, lin, state.theta, shape0)
+        bfgs = outer.start(x0, inverse_spd(info, moving), moving)
+        tolerance = jnp.clip(1e-5 * state.change**2, 1e-14, 1e-6)
+
+        def body(carry):
+            s, _ = carry
+            value, gradient, _ = self._deviance(problem, lin, s.trial[:t], s.trial[t:])
+            size = jnp.maximum(jnp.max(jnp.abs(s.x[:t]), initial=0.0), 1e-8)
+            bound = jnp.concatenate([jnp.full(t, 2.0) * size, jnp.ones(x0.shape[0] - t)])
+            s = outer.advance(s, value, gradient, free=moving, max_change=bound.astype(x0.dtype))
+            done, _ = outer.terminate(s, tolerance=tolerance, max_steps=200)
+            return s, done
+
+        bfgs, _ = jax.lax.while_loop(lambda c: ~c[1], body, (bfgs, jnp.zeros((), bool)))
+        theta, shape = bfgs.x[:t], bfgs.x[t:]
+        value, gradient, fit = self._deviance(problem, lin, theta, shape)
+        free = problem.free.beta.astype(theta.dtype)
+        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
+        sigma = jnp.sqrt(fit.pss / k)
+        step = bfgs.x - x0
+        moved = jnp.sum(step * (info @ step)) + jnp.sum((fit.chol_xvx.T @ fit.beta) ** 2) / sigma**2
+        change = jnp.sqrt(jnp.maximum(moved, 0.0))
+        bad = ~jnp.isfinite(pnls.pss) | ~jnp.isfinite(value)
+        return _State(
+            beta=pnls.beta + fit.beta,
+            u=fit.u,
+            theta=theta,
+            shape=shape,
+            residual_error=residual_error,
+            sigma=sigma,
+            log_likelihood=-value + problem.log_jacobian(),
+            beta_covariance=sigma**2 * fixed_information(fit.chol_xvx, free),
+            gradient=gradient,
+            change=jnp.where(pnls.halvings > 25, jnp.maximum(change, 10 * self.tolerance), change),
+            pnls_decrement=pnls.decrement,
+            k=state.k + 1,
+            started=state.started,
+            failed=bad,
+            theta_scale=state.theta_scale,
+            f=pnls.f,
+        )
+
+    def _information(self, problem, lin: _Linear, theta, shape):
+        """Expected Hessian of -log L in (theta, shape), sigma profiled out."""
+        weights, slope = _weights_and_slope(problem, lin.f, shape)
+        zz = cross_products(lin.Z, lin.X, lin.t, weights).zz
+        lam = problem.covariance.factor(theta)
+        dlam = jnp.moveaxis(jax.jacfwd(problem.covariance.factor)(theta), -1, 0)
+        info = 0.5 * covariance_information(zz, lam, dlam, lin.rows)
+        s = shape.shape[0]
+        if not s:
+            return info
+        slope = jnp.where((problem.weights > 0)[..., None], slope, 0.0)
+        total = jnp.sum(slope, (0, 1))
+        centred = jnp.einsum("mna,mnb->ab", slope, slope) - total[:, None] * total[None] / lin.rows
+        t = theta.shape[0]
+        out = jnp.zeros((t + s, t + s), theta.dtype)
+        return out.at[:t, :t].set(info).at[t:, t:].set(2.0 * centred)
+
+
+def RELME(**options) -> LME:
+    """Return ``LME(restricted=True)``: the restricted fit of MATLAB's "RELME"."""
+    return LME(restricted=True, **options)
+
+
+def _theta_scale(problem: NLMEProblem, pnls: _Pnls) -> Float[Array, "t"]:
+    zz = jnp.sum(problem.weights[..., None] * design_columns(pnls.J, problem.B) ** 2, 1)
+    return relative_start(problem.covariance, jnp.sum(zz, 0), jnp.sum(zz > 0, 0))
+
+
+def _params(problem: NLMEProblem, state: _State) -> NLMEParams:
+    error = problem.error_model.absolute(state.sigma, state.shape)
+    return NLMEParams(state.beta, state.sigma * state.theta, error.astype(state.beta.dtype))
+
+
+def _weights_and_slope(problem, f, shape):
+    """Weights relative to sigma and the slope of log sd in the relative error parameters."""
+    used = problem.weights > 0
+
+    def log_sd(s):
+        return jnp.log(jnp.broadcast_to(problem.error_model.shape_sd(f, s), f.shape))
+
+    log_h = log_sd(shape)
+    slope = jax.jacfwd(log_sd)(shape) if shape.shape[0] else jnp.zeros((*f.shape, 0), f.dtype)
+    return jnp.where(used, problem.weights * jnp.exp(-2.0 * log_h), 0.0), slope
+
+
+def _linearise(problem, weights, f, J, u, theta) -> _Linear:
+    lam = problem.covariance.factor(theta)
+    Z = design_columns(J, problem.B)
+    zu = jnp.sum(small_matmul(Z, lam[None]) * u[:, None, :], -1)
+    used = problem.weights > 0
+    t = jnp.where(used, problem.response() - f, 0.0) + zu
+    return _Linear(design_columns(J, problem.A), Z, t, f, weights, problem.num_rows())
+
+
+def _fit_residuals(problem: NLMEProblem, f, error0):
+    """Fit all error parameters to the individual residuals (random effects held)."""
+    z, w = problem.response(), problem.weights
+    free = jnp.ones(error0.shape, bool)
+
+    def objective(e):
+        return jnp.sum(
+            negative_log_density(problem.error_model, z, f, w, problem.error_model.natural(e))
+        )
+
+    curvature = 2.0 * problem.num_rows()
+    h0 = jnp.eye(error0.shape[0], dtype=f.dtype) / curvature
+
+    def body(carry):
+        s, _ = carry
+        s = outer.advance(s, *jax.value_and_grad(objective)(s.trial), free=free, max_change=1.0)
+        done, _ = outer.terminate(s, tolerance=1e-12, max_steps=100)
+        return s, done
+
+    start = (outer.start(error0, h0, free), jnp.zeros((), bool))
+    return jax.lax.while_loop(lambda c: ~c[1], body, start)[0].x

@@ -1,0 +1,1 @@
+"""Shared kernels: small linear algebra, mode finder, quasi-Newton outer loop, quadrature, bijectors."""

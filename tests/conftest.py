@@ -1,0 +1,37 @@
+"""Settings of the whole test run: runtime shape checks, rank promotion, float64 on request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+# Before jaxnlme is imported: only modules imported after the hook are checked.
+if os.environ.get("JAXNLME_TYPECHECK", "1") != "0" and "jaxnlme" not in sys.modules:
+    from jaxtyping import install_import_hook
+
+    install_import_hook("jaxnlme", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _x64_marker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of pure functions marked ``x64`` run in float64; doors need no mark."""
+    if request.node.get_closest_marker("x64") is None:
+        before = jax.config.jax_enable_x64
+        yield
+        assert jax.config.jax_enable_x64 == before, "the test left jax_enable_x64 changed"
+        return
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Enter the 64-bit context for one test."""
+    with jax.enable_x64(True):
+        yield
