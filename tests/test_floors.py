@@ -25,7 +25,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # and the outermost floors are made of thin modules that share code.
 CHAIN = ["glm", "gam", "mixed", "nlme"]
 SAME_FLOOR = {(upper, lower) for i, upper in enumerate(CHAIN) for lower in CHAIN[:i]}
-SAME_FLOOR |= {("forecast", "mixed")}
+SAME_FLOOR |= {("forecast", "mixed"), ("results", "plots")}
 FREE_FLOORS = {0, len(FLOORS) - 1}
 # Host libraries: never in traced code, and imported inside functions so that `import jaxnlme` and
 # the doors load only what they use.

@@ -105,7 +105,7 @@ def evaluate(call: Call, beta: np.ndarray, b: np.ndarray | None = None) -> Point
     """Evaluate the model at ``beta`` and ``b`` (r, m), b = 0 by default; rows in data order."""
     phi, f, J = _evaluate(call.problem, np.asarray(beta), _padded_b(call, b))
     phi = np.broadcast_to(np.asarray(phi), (*call.layout.shape, phi.shape[-1]))
-    return Point(*(call.layout.unpack(a) for a in (phi, f, J)))
+    return Point(*(call.layout.unpack(np.asarray(a)) for a in (phi, f, J)))
 
 
 def _padded_b(call: Call, b: np.ndarray | None) -> np.ndarray:
@@ -128,6 +128,17 @@ def linearise(call: Call, beta: np.ndarray, b: np.ndarray) -> Linearisation:
         Z=np.einsum("np,npr->nr", at_b.J, B),
         Z_population=np.einsum("np,npr->nr", at_0.J, B),
     )
+
+
+def repad(call: Call) -> Call:
+    """Return the call with other rows as padding: each group's last row, for its first."""
+    layout, data = call.layout, call.data
+    last = np.zeros(data.num_groups, dtype=int)
+    last[data.codes] = np.arange(data.num_rows)
+    x = np.array(layout.pack(data.X))
+    part = x[: data.num_groups]
+    part[...] = np.where(layout.mask[: data.num_groups, :, None], part, data.X[last][:, None])
+    return dataclasses.replace(call, problem=dataclasses.replace(call.problem, x=jnp.asarray(x)))
 
 
 def weigh_zero_predictions(call: Call, zero: np.ndarray) -> Call:

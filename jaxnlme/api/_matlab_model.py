@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -107,8 +107,8 @@ def check_trace(function: MatlabFunction, data: MatlabData, phi: np.ndarray) -> 
     Raises
     ------
     ModelSpecError
-        It is written with NumPy, branches on values, fails, returns another shape than one value
-        per row, or mixes the rows of a group.
+        It is written with NumPy, branches on values, fails, or returns another shape than one value
+        per row.
     """
     rows = data.group_rows(0)
     x = data.X[rows]
@@ -137,11 +137,14 @@ def check_trace(function: MatlabFunction, data: MatlabData, phi: np.ndarray) -> 
             f"modelfun failed at the start values {where}: {type(error).__name__}: {error}"
         ) from error
     _check_shape(shape, len(rows), x, where)
-    _check_row_by_row(function, phi, x, v, where)
 
 
 def _check_length(function: MatlabFunction, phi: np.ndarray, x: Any, v: Any, where: str) -> None:
-    """JAX clamps an index beyond the end; NumPy does not, so one call on numbers finds it."""
+    """JAX clamps an index beyond the end; NumPy does not, so a call on one row of numbers finds it.
+
+    One row whatever the data: nothing is compiled again for other data.
+    """
+    x = x[:1]
     if function.per_row:
         phi = np.broadcast_to(phi, (len(x), phi.shape[-1]))
         if function.repeat_v and v is not None:
@@ -180,22 +183,26 @@ def _check_shape(found: Any, n: int, x: np.ndarray, where: str) -> None:
     )
 
 
-def _check_row_by_row(function: MatlabFunction, phi: Any, x: Any, v: Any, where: str) -> None:
-    """Groups are padded with copies of rows, which must not change the others' values."""
-    n = len(x)
-    plain = np.ravel(function(jnp.asarray(phi), jnp.asarray(x), v))
-    padded = np.concatenate([x, x[-1:], x[-1:]])
-    more = np.ravel(function(jnp.asarray(phi), jnp.asarray(padded), v))[:n]
-    if not np.allclose(plain, more, rtol=1e-8, atol=1e-300, equal_nan=True):
+def check_row_by_row(f: np.ndarray, other: np.ndarray, data: MatlabData) -> None:
+    """Refuse a model that mixes rows: ``f`` and ``other`` (n,) differ in the padding rows only."""
+    changed = ~np.isclose(f, other, rtol=1e-8, atol=1e-300, equal_nan=True)
+    if changed.any():
+        group = data.codes[np.flatnonzero(changed)].min()
         raise ModelSpecError(
-            f"modelfun mixes the rows of a group {where}: its values change when a row is added. "
-            "Groups are padded to equal length with copies of rows, so act row by row; give sums "
-            "or means over a group as group predictors V."
+            f"modelfun mixes the rows of a group: in group {data.labels[group]!r} its values "
+            "change when other rows are added. Groups are padded to equal length with copies of "
+            "their rows, so act row by row; give sums or means over a group as group predictors V."
         )
 
 
-def check_start(f: np.ndarray, phi: np.ndarray, data: MatlabData, error_model: str) -> None:
-    """Check predictions ``f`` (n,) at the start values, ``phi`` (n, p).
+def check_start(
+    f: np.ndarray,
+    phi: np.ndarray,
+    transforms: Sequence[Any],
+    data: MatlabData,
+    error_model: str,
+) -> None:
+    """Check predictions ``f`` (n,) at the start values, ``phi`` (n, p) before ``transforms``.
 
     Raises
     ------
@@ -211,10 +218,11 @@ def check_start(f: np.ndarray, phi: np.ndarray, data: MatlabData, error_model: s
     found = "NaN or infinity"
     if error_model == "exponential":
         found = "a value that is not positive and finite (ErrorModel='exponential' takes its log)"
+    natural = [float(t.forward(v)) for t, v in zip(transforms, phi[bad[0]], strict=True)]
     raise ModelSpecError(
         f"modelfun returned {found} at the start values in group {data.labels[group]!r}, rows "
-        f"{some(data.row_index[bad])}, phi = {_phi_text(phi[bad[0]])}. Change beta0, or keep the "
-        "model finite there (jnp.where on the input of log, sqrt and division)."
+        f"{some(data.row_index[bad])}, phi = {_phi_text(np.array(natural))}. Change beta0, or keep "
+        "the model finite there (jnp.where on the input of log, sqrt and division)."
     )
 
 
@@ -227,9 +235,10 @@ def check_used(derivatives: list[np.ndarray]) -> None:
     idle = np.flatnonzero(largest == 0)
     if idle.size:
         raise ModelSpecError(
-            f"model parameter {some(idle + 1)} of {len(largest)} has no effect on modelfun: its "
-            "derivative is zero in every row. Check that beta0 (or the FE* design) has one value "
-            "per parameter that modelfun uses."
+            f"model parameter {some(idle + 1)} of {len(largest)} has no effect on modelfun at the "
+            "start values and near them: its derivative is zero in every row. Check that beta0 (or "
+            "the FE* design) has one value per parameter that modelfun uses, and that no start is "
+            "so extreme that its term vanishes."
         )
 
 

@@ -114,7 +114,7 @@ def nlmefit(
     ...     trees["age"], trees["circumference"], trees["Tree"], None, growth, [190, 730, 350],
     ...     REParamsSelect=[1])
     >>> beta.round(0), round(stats.logl, 2)
-    (array([191., 722., 344.]), -131.58)
+    (array([191., 723., 344.]), -131.58)
     """
     options = parse_options(name_value)
     call = _read(X, y, group, V, modelfun, read.read_beta0(beta0), options)
@@ -164,13 +164,13 @@ def _check_error_parameters(options: NlmefitOptions) -> None:
 
 
 def _check_start(call: fitting.Call, beta0: np.ndarray) -> fitting.Call:
-    point = fitting.evaluate(call, beta0)
-    natural = np.stack(
-        [np.asarray(t.forward(point.phi[:, k])) for k, t in enumerate(call.problem.transforms)],
-        axis=1,
-    )
+    point, problem = fitting.evaluate(call, beta0), call.problem
     if call.options.options.FunValCheck == "on" or not np.any(np.isfinite(point.f)):
-        checks.check_start(point.f, natural, call.data, call.options.error_model)
+        checks.check_start(
+            point.f, point.phi, problem.transforms, call.data, call.options.error_model
+        )
+    repadded = fitting.evaluate(fitting.repad(call), beta0)
+    checks.check_row_by_row(point.f, repadded.f, call.data)
     elsewhere = fitting.evaluate(call, beta0 + 0.05 * np.maximum(np.abs(beta0), 1.0))
     checks.check_used([point.J, elsewhere.J])
     return fitting.weigh_zero_predictions(call, (point.f == 0) & (elsewhere.f == 0))

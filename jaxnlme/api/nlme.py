@@ -30,6 +30,7 @@ from jaxnlme.design.nonlinear import (
     Level,
     check_groups,
     group_columns,
+    long_names,
     parameter_design,
     read_groups,
     read_random,
@@ -194,7 +195,7 @@ def fit_nlme(
         problem, chosen, params0, max_steps, num_retries, key, _callback(progress)
     )
     call = {
-        "model": model, "group": group, "fixed": fixed, "random": random, "response": response,
+        "model": model, "data": data, "group": group, "fixed": fixed, "random": random, "response": response,
         "predictors": predictors, "covariance": covariance, "method": method,
         "error_model": error_model, "transform": transform, "weights": weights, "fix": fix,
         "priors": priors, "missing": missing, "max_steps": max_steps, "num_retries": num_retries,
@@ -243,8 +244,10 @@ def _formula_columns(formulas, random_formulas, table: Table) -> list[str]:
 
 
 def _spec(draft: NLMESpec, formulas, random_formulas, groups, covariance, weights, used, model):
+    fixed_effects = parameter_design(formulas, used)
+    long = long_names(fixed_effects)
     levels = tuple(
-        Level(name, parameter_design(given, used))
+        Level(name, parameter_design(given, used, long=long))
         for name, given in zip(groups, random_formulas, strict=True)
     )
     per_level = covariance if isinstance(covariance, Mapping) else dict.fromkeys(groups, covariance)
@@ -261,7 +264,7 @@ def _spec(draft: NLMESpec, formulas, random_formulas, groups, covariance, weight
         predictors=draft.predictors,
         parameters=draft.parameters,
         transforms=draft.transforms,
-        fixed=parameter_design(formulas, used),
+        fixed=fixed_effects,
         levels=levels,
         patterns=patterns,
         error_model=draft.error_model,

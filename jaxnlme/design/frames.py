@@ -101,6 +101,10 @@ class Table:
         n = int(rows.sum()) if rows.dtype == bool else len(rows)
         return _TakenTable(taken, n, self.kind, self.argument)
 
+    def with_column(self, name: str, values: Any) -> Table:
+        """Return the table with one column replaced or added (n values)."""
+        return type(self)({**self._sources, name: values}, self.n, self.kind, self.argument)
+
     def native(self, columns: Mapping[str, Any]) -> Frame:
         """Return a new frame of the caller's kind (dict becomes pandas)."""
         return make_frame(columns, self.kind)

@@ -22,16 +22,20 @@ class ParameterDesign:
     ----------
     specs
         Pairs of parameter name and its columns, in coefficient order.
+    long
+        Parameters whose intercept is spelled ``param.(Intercept)`` even if their own formula is ``~ 1``:
+        random effects carry the label of the fixed coefficient that they move, as in R.
     """
 
     specs: tuple[tuple[str, DesignSpec], ...]
+    long: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """``param`` where the formula is ``~ 1``, else ``param.(Intercept)``, ``param.wt``."""
         out: list[str] = []
         for name, spec in self.specs:
-            if spec.labels == ("(Intercept)",):
+            if spec.labels == ("(Intercept)",) and name not in self.long:
                 out.append(name)
             else:
                 out += [f"{name}.{label}" for label in spec.labels]
@@ -59,9 +63,17 @@ class ParameterDesign:
         return out
 
 
-def parameter_design(formulas: Mapping[str, str], table: Table) -> ParameterDesign:
+def parameter_design(
+    formulas: Mapping[str, str], table: Table, *, long: frozenset[str] = frozenset()
+) -> ParameterDesign:
     """Learn the designs of several parameters from the data used in the fit."""
-    return ParameterDesign(tuple((n, fixed_design(f, table)[0]) for n, f in formulas.items()))
+    specs = tuple((n, fixed_design(f, table)[0]) for n, f in formulas.items())
+    return ParameterDesign(specs, long)
+
+
+def long_names(design: ParameterDesign) -> frozenset[str]:
+    """Parameters whose fixed formula is more than a constant."""
+    return frozenset(n for n, spec in design.specs if spec.labels != ("(Intercept)",))
 
 
 @dataclass(frozen=True)

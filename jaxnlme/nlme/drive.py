@@ -58,6 +58,7 @@ def drive(
     Ctrl-C raises ``KeyboardInterrupt`` between two steps.
     """
     params, state = _start_on_host(problem, method, params0)
+    problem, params, state = jax.device_put((problem, params, state))
     limit = np.int32(max_steps)
     while True:
         params, state, done, result, summary = _compiled_step(problem, method, params, state, limit)
@@ -93,6 +94,7 @@ def gradients(
 ) -> np.ndarray:
     """Return the gradient of -log L at several parameter vectors ``(k, d)``, by the compiled step."""
     out = []
+    problem = jax.device_put(problem)
     for x in points:
         bfgs = eqx.tree_at(lambda b: b.trial, fit.state.bfgs, jnp.asarray(x))
         state = eqx.tree_at(lambda s: (s.bfgs, s.phase), fit.state, (bfgs, np.int32(2)))

@@ -50,6 +50,8 @@ class _State(eqx.Module):
     failed: Bool[Array, ""]
     theta_scale: Float[Array, "t"]
     f: Float[Array, "m n"]  # predictions that the weights of the next PNLS step follow
+    damping: Float[Array, ""]  # share of the LMM's step that is taken
+    last_step: Float[Array, "ts"]  # the LMM's whole step in (theta, shape)
 
 
 class _Pnls(NamedTuple):
@@ -138,6 +140,8 @@ class LME(AbstractMethod):
             failed=jnp.zeros((), bool),
             theta_scale=jnp.ones(t, dtype),
             f=jnp.ones_like(problem.y),
+            damping=jnp.ones((), dtype),
+            last_step=jnp.zeros(t + len(units), dtype),
         )
 
     def step(self, problem, params, state):
@@ -350,7 +354,8 @@ class LME(AbstractMethod):
             return s, done
 
         bfgs, _ = jax.lax.while_loop(lambda c: ~c[1], body, (bfgs, jnp.zeros((), bool)))
-        theta, shape = bfgs.x[:t], bfgs.x[t:]
+        x, damping = _damped(x0, bfgs.x, info, state)
+        theta, shape = x[:t], x[t:]
         value, gradient, fit = self._deviance(problem, lin, theta, shape)
         free = problem.free.beta.astype(theta.dtype)
         k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
@@ -376,7 +381,34 @@ class LME(AbstractMethod):
             failed=bad,
             theta_scale=state.theta_scale,
             f=pnls.f,
+            damping=damping,
+            last_step=step,
         )
+
+    def variance_objective(self, problem: NLMEProblem, state: _State, x: Float[Array, "te"]):
+        """Return -log L of the data linearised at a fit in (theta, error), absolute; beta profiled out.
+
+        Its second derivatives give the covariance of the variance parameters (R's ``apVar``).
+        """
+        t = state.theta.shape[0]
+        theta, error = x[:t], x[t:]
+        sigma = problem.error_model.natural(error)[0]
+        units = jnp.array(problem.error_model.units[1:], bool)
+        shape = error[1:] - jnp.where(units, error[0], 0.0)
+        still = eqx.tree_at(lambda s: s.change, state, jnp.array(1e-7, x.dtype))
+        pnls = jax.lax.stop_gradient(self._pnls(problem, still))
+        weights, _ = _weights_and_slope(problem, pnls.f, shape)
+        lin = _linearise(problem, weights, pnls.f, pnls.J, pnls.u, state.theta)
+        c = cross_products(lin.Z, lin.X, lin.t, weights)
+        free = problem.free.beta.astype(x.dtype)
+        lam = problem.covariance.factor(theta / sigma)
+        fit = profile(c, lam, lin.rows, free, restricted=self.restricted)
+        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
+        used = problem.weights > 0
+        log_weights = jnp.sum(jnp.log(jnp.where(used, weights, 1.0)))
+        determinants = fit.deviance - k * jnp.log(fit.pss / k) - k
+        explicit = determinants + 2 * k * jnp.log(sigma) + fit.pss / sigma**2
+        return 0.5 * (explicit - log_weights)
 
     def _information(self, problem, lin: _Linear, theta, shape):
         """Expected Hessian of -log L in (theta, shape), sigma profiled out."""
@@ -399,6 +431,22 @@ class LME(AbstractMethod):
 def RELME(**options) -> LME:
     """Return ``LME(restricted=True)``: the restricted fit of MATLAB's "RELME"."""
     return LME(restricted=True, **options)
+
+
+def _damped(x0, x, info, state: _State) -> tuple[Array, Array]:
+    """Shorten the LMM's step where the alternation swings instead of settling.
+
+    With errors that follow f the map has eigenvalues below -1 on some data: shorter steps whenever one
+    turns back on the one before make it settle at the same fixed point.
+    """
+    step = x - x0
+    push = info @ step
+    size = jnp.sum(step * push)
+    against = jnp.sum(state.last_step * push)
+    swings = (state.k >= 3) & (against < -0.3 * size)
+    damping = jnp.where(swings, 0.5 * state.damping, jnp.minimum(1.0, 1.2 * state.damping))
+    damping = jnp.clip(damping, 0.05, 1.0)
+    return x0 + damping * step, damping
 
 
 def _theta_scale(problem: NLMEProblem, pnls: _Pnls) -> Float[Array, "t"]:

@@ -281,7 +281,7 @@ def chunk_sums(problem: NLMEProblem, params: NLMEParams, inner: Inner) -> Sums:
     beta_information = c.xx - jnp.sum(small_matmul(transpose(lzx), cho_solve(chol, lzx)), 0)
     dlow = jax.jacfwd(problem.covariance.factor)(params.theta)
     theta_information = 0.5 * covariance_information(
-        c.zz, nat.factor, jnp.moveaxis(dlow, -1, 0), jnp.sum(used), profiled=False
+        c.zz, nat.factor, jnp.moveaxis(dlow, -1, 0), problem.num_rows(), profiled=False
     )
     relative = jnp.where(used[..., None], slope / jnp.where(used, sd, 1.0)[..., None], 0.0)
     return Sums(

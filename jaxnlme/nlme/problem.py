@@ -31,11 +31,11 @@ class NLMEParams(eqx.Module):
         Parameters of the error model, unconstrained (positive ones logged).
     """
 
-    beta: Float[Array, "f"]
-    theta: Float[Array, "t"]
-    error: Float[Array, "k"]
+    beta: Float[Array, "f"] | Bool[Array, "f"]
+    theta: Float[Array, "t"] | Bool[Array, "t"]
+    error: Float[Array, "k"] | Bool[Array, "k"]
 
-    def flat(self) -> Float[Array, "d"]:
+    def flat(self) -> Float[Array, "d"] | Bool[Array, "d"]:
         """Return one vector: beta, theta, error."""
         return jnp.concatenate([self.beta, self.theta, self.error])
 

@@ -11,6 +11,7 @@ from jaxnlme._errors import DataError, DataWarning, ModelSpecError
 from jaxnlme.api import _matlab_data as md
 from jaxnlme.api import _matlab_model as mm
 from jaxnlme.api._matlab_options import CHOICES, NAMES, STATSET, parse_options, statset
+from jaxnlme.numerics.bijectors import as_bijector
 
 # ---------------------------------------------------------------- names
 
@@ -329,7 +330,6 @@ def _branching(phi, x):
         (lambda phi, x: (phi[0] * x[:, 0], 1), "tuple"),
         (lambda phi, x: phi[2] * x[:, 0], "phi has 2 model parameters"),
         (lambda phi, x: phi[0] * x[:, 1], "columns that it reads"),
-        (lambda phi, x: phi[0] * x[:, 0] / jnp.sum(x[:, 0]), "mixes the rows"),
         (lambda phi, x: jnp.dot(phi, jnp.ones(3)) * x[:, 0], "failed at the start values"),
     ],
 )
@@ -345,12 +345,19 @@ def test_model_errors_name_the_first_group_and_phi():
     data = _data()
     f = np.ones(6)
     f[5] = np.nan
-    phi = np.repeat([[1.0, 2], [3, 4]], 3, axis=0)
+    phi, same = np.repeat([[1.0, 2], [3, 4]], 3, axis=0), [as_bijector(None)] * 2
     with pytest.raises(ModelSpecError, match=r"group 2, rows 5, phi = \[3., 4.\]"):
-        mm.check_start(f, phi, data, "constant")
-    mm.check_start(np.ones(6), phi, data, "constant")
+        mm.check_start(f, phi, same, data, "constant")
+    mm.check_start(np.ones(6), phi, same, data, "constant")
     with pytest.raises(ModelSpecError, match="exponential"):
-        mm.check_start(f, phi, data, "exponential")
+        mm.check_start(f, phi, same, data, "exponential")
+
+
+def test_mixed_rows_name_the_group():
+    f = np.arange(6.0)
+    mm.check_row_by_row(f, f, _data())
+    with pytest.raises(ModelSpecError, match="mixes the rows of a group: in group 2"):
+        mm.check_row_by_row(f, f + np.array([0, 0, 0, 0, 1, 0]), _data())
 
 
 def test_group_predictors_need_a_third_argument():
@@ -376,7 +383,7 @@ def test_vectorization_shapes():
     ):
         seen.clear()
         _check(model, V=[1.0, 2.0], vectorization=vectorization, obs=obs)
-        assert seen[0] == shapes
+        assert seen[-1] == shapes  # the traced call; the first saw one row of numbers
 
 
 def test_equal_functions_are_equal_keys():

@@ -9,6 +9,8 @@ field at the stored estimates, where no optimiser is involved, to 1e-4.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
 
 import jax
@@ -178,6 +180,24 @@ def test_lme_proportional():
     assert stats.errorparam[0] == pytest.approx(np.sqrt(stats.mse))
     f = arguments(reference("nlme", "matlab_theo_lme"))[1].to_numpy() - stats.pres
     np.testing.assert_allclose(stats.iwres, stats.ires / (stats.errorparam[0] * np.abs(f)))
+
+
+def test_lme_proportional_where_the_model_is_zero():
+    """R's Theoph has rows at time 0, where f = 0: they get weight 1, as in MATLAB.
+
+    Numbers of pynlme 0.5.1 at its default tolerances (1e-4); weighted residuals do not exist.
+    """
+    frame = data("theoph.csv")
+    x, y, group = frame[["Dose", "Time"]].to_numpy(float), frame["conc"], frame["Subject"]
+    beta, psi, stats, _ = nlmefit(
+        x, y, group, None, theo, [0.5, -0.7, -3.0], ParamTransform=[1, 1, 1],
+        REParamsSelect=[1, 3], ErrorModel="proportional",
+    )  # fmt: skip
+    close(beta, [0.23848286, -0.81820382, -3.23192705], 1e-4, "beta")
+    close(np.diag(psi), [0.45018932, 0.05741747], PSI_RTOL, "psi")
+    assert abs(stats.logl + 183.54296) < 1e-3
+    close(stats.errorparam, [0.18624075], 1e-3, "errorparam")
+    assert stats.iwres is stats.pwres is stats.cwres is None
 
 
 # ---------------------------------------------------------------- the same fit said differently
@@ -371,6 +391,10 @@ def numpy_model(phi, x):
     return phi[0] / (1 + np.exp(-(x[:, 0] - phi[1]) / phi[2]))
 
 
+def mixing(phi, x):
+    return orange(phi, x) * jnp.mean(x[:, 0]) / 900
+
+
 def negative(phi, x):
     return -orange(phi, x)
 
@@ -379,6 +403,7 @@ def negative(phi, x):
     ("changes", "error", "text"),
     [
         ({"modelfun": nan_at_start}, ModelSpecError, "NaN or infinity.*group 1, rows"),  # N01
+        ({"modelfun": mixing}, ModelSpecError, "mixes the rows of a group: in group 1"),
         ({"modelfun": numpy_model}, ModelSpecError, "jax.numpy.*jn.nlme.from_numpy"),  # N01
         ({"beta0": [190, 730]}, ModelSpecError, "unpack|phi has 2 model parameters"),  # N02
         ({"modelfun": idle, "beta0": [190, 730, 350, 1]}, ModelSpecError, "parameter 4 of 4"),
@@ -417,6 +442,40 @@ def test_nan_during_the_fit():
             *call, orange_scaled, [0.7, 7, 3], Options={"FunValCheck": "off"}, **options
         )
     assert not stats.converged and np.all(np.isnan(stats.sebeta)) and stats.cwres is None
+
+
+def test_other_data_of_the_same_bucket_do_not_compile():
+    """Perturbed responses, fewer rows, another start: every program is found."""
+    ref = reference("nlme", "matlab_theo_lme")
+    x, y, group, _, model, beta0 = arguments(ref)
+    nlmefit(x, y, group, None, model, beta0, **ref["name_value"])
+    keep = np.arange(120) != 7
+    other = (x[keep], 1.01 * y.to_numpy()[keep], group.to_numpy()[keep], None)
+    with _compilations() as found:
+        nlmefit(*other, model, [0.4, 3.5, 1.1], **ref["name_value"])
+    assert found == []
+    with _compilations() as found:  # a new function is a new program: the count works
+        nlmefit(*other, lambda phi, x: theo(phi, x), beta0, **ref["name_value"])
+    assert any("step" in text for text in found)
+
+
+@contextlib.contextmanager
+def _compilations():
+    found: list[str] = []
+    handler = logging.Handler()
+
+    def emit(record):
+        if record.getMessage().startswith("Compiling"):
+            found.append(record.getMessage())
+
+    handler.emit = emit
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_callers_precision_is_left_alone(theo_lme):

@@ -1,0 +1,1 @@
+"""Tests and intervals from estimates and their covariance."""

@@ -1,0 +1,79 @@
+"""Wald tests and delta-method covariances (host, numpy)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxnlme._errors import FormulaError, ModelSpecError
+from jaxnlme.design.expressions import parse
+
+
+def restriction(text: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read linear restrictions such as ``"x1 = x2, x3 = 0"`` as ``L b = r``.
+
+    Raises
+    ------
+    FormulaError
+        A name is no coefficient, or an expression is not linear.
+
+    Examples
+    --------
+    >>> L, r = restriction("a = b, 2*b = 1", ["a", "b"])
+    >>> L.tolist(), r.tolist()
+    ([[1.0, -1.0], [0.0, 2.0]], [0.0, 1.0])
+    """
+    rows, rhs = [], []
+    for piece in text.split(","):
+        left, sign, right = piece.partition("=")
+        a, b = _linear(left, labels), _linear(right if sign else "0", labels)
+        rows.append(a[1:] - b[1:])
+        rhs.append(b[0] - a[0])
+    return np.array(rows), np.array(rhs)
+
+
+def _linear(text: str, labels: Sequence[str]) -> np.ndarray:
+    """Constant and slopes of a linear expression in the coefficients."""
+    alias = {label: f"coefficient{k}" for k, label in enumerate(labels)}
+    for label in sorted(labels, key=len, reverse=True):
+        text = text.replace(label, alias[label])
+    expression = parse(text.strip())
+    unknown = [n for n in expression.names if n not in alias.values()]
+    if unknown:
+        raise FormulaError(f"{unknown[0]!r} in {text!r} is no coefficient; they are {list(labels)}.")
+
+    def at(x: np.ndarray) -> float:
+        return float(expression.evaluate(dict(zip(alias.values(), x, strict=True)), np))
+
+    zero = np.zeros(len(labels))
+    constant = at(zero)
+    slopes = np.array([at(e) - constant for e in np.eye(len(labels))])
+    probe = np.arange(1.0, len(labels) + 1)
+    if abs(at(probe) - constant - slopes @ probe) > 1e-9 * (1 + abs(at(probe))):
+        raise FormulaError(f"{text!r} is not linear in the coefficients.")
+    return np.concatenate([[constant], slopes])
+
+
+def wald(
+    L: np.ndarray, rhs: np.ndarray, beta: np.ndarray, vcov: np.ndarray
+) -> tuple[float, int]:
+    """Return the chi-square statistic of ``L beta = rhs`` and its degrees of freedom."""
+    L = np.atleast_2d(np.asarray(L, float))
+    if L.shape[1] != len(beta):
+        raise ModelSpecError(f"L has {L.shape[1]} columns, but there are {len(beta)} coefficients.")
+    d = L @ beta - rhs
+    middle = L @ vcov @ L.T
+    rank = int(np.linalg.matrix_rank(middle))
+    return float(d @ np.linalg.pinv(middle) @ d), rank
+
+
+def delta(function: Callable, x: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Covariance of ``function(x)`` by the delta method, with central differences."""
+    h = 1e-6 * np.maximum(1.0, np.abs(x))
+    columns = [
+        (function(x + h[k] * e) - function(x - h[k] * e)) / (2 * h[k])
+        for k, e in enumerate(np.eye(len(x)))
+    ]
+    J = np.stack(columns, -1)
+    return J @ covariance @ J.T
