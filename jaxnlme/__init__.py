@@ -32,7 +32,7 @@ from jaxnlme._errors import (
 )
 
 if TYPE_CHECKING:  # what _LAZY does at run time, for editors and type checkers
-    from jaxnlme import datasets, design, error_models, matlab, mixed, nlme, structural
+    from jaxnlme import batch, datasets, design, error_models, matlab, mixed, nlme, structural
     from jaxnlme._cache import enable_cache
     from jaxnlme._results import RESULTS
     from jaxnlme.api.matlab import nlmefit
@@ -62,6 +62,7 @@ __all__ = [
     "SerializationError",
     "SingularFitWarning",
     "anova",
+    "batch",
     "datasets",
     "design",
     "enable_cache",
@@ -79,6 +80,7 @@ __all__ = [
 _LAZY = {
     "RESULTS": "_results:RESULTS",
     "anova": "results:anova",
+    "batch": "batch",
     "datasets": "datasets",
     "design": "design",
     "enable_cache": "_cache:enable_cache",
@@ -95,7 +97,7 @@ _LAZY = {
 # Names of the public interface that are planned. Move one to _LAZY when it works.
 _NOT_BUILT = frozenset(
     """
-    ChunkSource KFold GroupKFold StratifiedKFold TargetEncoder apply_target_encoding batch bs
+    ChunkSource KFold GroupKFold StratifiedKFold TargetEncoder apply_target_encoding bs
     calibration compare comparisons compat cross_val_score cv_glm drop1 explore_data families
     fit_by fit_gam fit_glm fit_mixed forecast gam glm glm_path gnls grid hypotheses lasso_path
     links load nls nls_list nlmefitsa ns penalties plot_all_smooths plot_smooth pool predictions

@@ -7,8 +7,10 @@ their input; :func:`check_precision` stops JAX from narrowing float64 input with
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
@@ -93,10 +95,21 @@ def host64(door: Callable[P, T]) -> Callable[P, T]:
                 "jaxnlme.nlme.fit."
             )
         enable_default_cache()
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        with _concrete(), jax.enable_x64(True):
             return to_host(door(*args, **kwargs))
 
     return cast("Callable[P, T]", call)
+
+
+def _concrete() -> AbstractContextManager[Any]:
+    """Keep a door's arrays concrete under the caller's ``jit``.
+
+    Only there: the context folds constants eagerly, so that tracing our own programs in it would compile
+    every ``jnp.zeros`` inside them (160 small programs, seconds, for a first fit).
+    """
+    if isinstance(jax.device_put(np.float32(0)), Tracer):
+        return jax.ensure_compile_time_eval()
+    return contextlib.nullcontext()
 
 
 def check_precision(*trees: Any) -> None:

@@ -17,13 +17,14 @@ from jaxnlme._results import RESULTS
 from jaxnlme.api._matlab_data import Designs, MatlabData
 from jaxnlme.api._matlab_model import MatlabFunction
 from jaxnlme.api._matlab_options import TRANSFORMS, NlmefitOptions
-from jaxnlme.api._matlab_stats import Linearisation
+from jaxnlme.api._matlab_stats import Linearisation, error_sd
 from jaxnlme.covariance import Covariance, CovarianceBlock
 from jaxnlme.design.groups import GroupLayout, group_layout
 from jaxnlme.error_models import as_error_model
 from jaxnlme.mixed.lmm import cross_products, fixed_information, profile
 from jaxnlme.nlme.drive import drive
 from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
+from jaxnlme.nlme.lme import fit_residual_error
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem, StructuralModel, free_all, unknown_params
 from jaxnlme.numerics.bijectors import as_bijector
 
@@ -56,7 +57,7 @@ def build_call(
 ) -> Call:
     """Pad the groups to a shape bucket and build the problem."""
     layout = group_layout(data.codes, data.labels)
-    error_model = as_error_model(options.error_model)
+    error_model = as_error_model("constant" if _reweighted(options) else options.error_model)
     covariance = Covariance((CovarianceBlock(pattern),))
     codes = options.param_transform or (0,) * designs.num_params
     m = layout.shape[0]
@@ -78,6 +79,12 @@ def build_call(
         chunk=m if m <= 512 else math.gcd(m, 512),
     )
     return Call(problem, data, designs, options, layout)
+
+
+def _reweighted(options: NlmefitOptions) -> bool:
+    """FO and FOCE fit an error that depends on f as constant error with refreshed weights."""
+    depends = options.error_model in ("proportional", "combined")
+    return depends and options.approximation_type in ("FO", "FOCE")
 
 
 def _packed_design(values: np.ndarray, kind: str, layout: GroupLayout) -> np.ndarray:
@@ -146,7 +153,7 @@ def weigh_zero_predictions(call: Call, zero: np.ndarray) -> Call:
 
     Their error variance b^2 f^2 would be zero. ``zero`` is (n,) bool.
     """
-    if call.options.error_model != "proportional" or not zero.any():
+    if call.problem.error_model.name != "proportional" or not zero.any():
         return call
     # A prior weight divides the variance: this one turns sd(0)^2, kept off zero by the error
     # model, into sd(1)^2.
@@ -226,12 +233,15 @@ class Fitted(NamedTuple):
     num_steps: int
 
 
-def run(
-    call: Call, beta0: np.ndarray, callback: Callable[[dict[str, Any]], bool] | None = None
-) -> Fitted:
+Callback = Callable[[dict[str, Any]], bool]
+
+
+def run(call: Call, beta0: np.ndarray, callback: Callback) -> Fitted:
     """Fit by the chosen approximation."""
     options = call.options
     params0 = dataclasses.replace(unknown_params(call.problem), beta=jnp.asarray(beta0))
+    if _reweighted(options):
+        return _run_reweighted(call, params0, callback)
     if options.error_parameters is not None:
         start = jnp.log(jnp.asarray(options.error_parameters))
         params0 = dataclasses.replace(params0, error=start)
@@ -243,6 +253,64 @@ def run(
         callback=callback,
     )
     return _read_fit(call, fit)
+
+
+def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitted:
+    """Fit with weights 1 / g(f)^2, refresh them from the fit, until beta settles (MATLAB's way).
+
+    The answer is a fixed point: at f of the fit (b = 0 for FO, the modes for FOCE) the weights
+    reproduce themselves. ``combined``: a and b of the residuals y - f, and mse scales them.
+    """
+    options, settings = call.options, call.options.options
+    method, kind = _method(options), options.error_model
+    tolerance = settings.TolX if "TolX" in settings.given else 1e-7
+    errorparam = np.ones(1)
+    start = options.error_parameters
+    weights, steps, stopped = np.ones(call.data.num_rows), 0, False
+
+    def watch(info: dict[str, Any]) -> bool:
+        nonlocal stopped
+        stopped = callback({**info, "step": info["step"] + steps})
+        return stopped
+
+    for _ in range(settings.MaxIter):
+        packed = jnp.asarray(call.layout.pack(weights**2, fill=0.0))
+        now = dataclasses.replace(call, problem=dataclasses.replace(call.problem, weights=packed))
+        fit = drive(now.problem, method, params0=params, max_steps=settings.MaxIter, callback=watch)
+        fitted = _read_fit(now, fit)
+        old, params, steps = np.asarray(params.beta), fit.params, steps + fitted.num_steps
+        change = np.max(np.abs(fitted.beta - old) / np.maximum(np.abs(fitted.beta), 1e-8))
+        f = evaluate(call, fitted.beta, fitted.b).f
+        if kind == "combined":
+            errorparam = start = _combined_error(call, f, start)
+        if stopped or change < tolerance or fitted.result != RESULTS.successful:
+            break
+        g = error_sd(kind, errorparam, f)
+        weights = 1.0 / np.where(g > 0, g, 1.0)
+    else:
+        fitted = fitted._replace(result=RESULTS.max_steps_reached)
+    if kind == "combined":
+        fitted = fitted._replace(errorparam=errorparam)
+    return fitted._replace(num_steps=steps)
+
+
+def _combined_error(call: Call, f: np.ndarray, start: np.ndarray | None) -> np.ndarray:
+    """Fit a and b to the residuals y - f by the core's own fit of LME."""
+    if start is None:
+        spread = float(np.std(call.y - f))
+        start = 0.5 * np.array([spread, spread / np.sqrt(np.mean(f**2))])
+    problem = dataclasses.replace(
+        call.problem,
+        error_model=as_error_model("combined"),
+        weights=jnp.asarray(call.layout.mask.astype(float)),
+    )
+    packed = call.layout.pack(f)
+    return np.exp(np.asarray(_residual_error(problem, packed, np.log(start))))
+
+
+@outer_jit
+def _residual_error(problem: NLMEProblem, f: Any, log_start: Any) -> Any:
+    return fit_residual_error(problem, f, log_start)
 
 
 def _method(options: NlmefitOptions) -> Any:
@@ -284,7 +352,6 @@ def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
             b = np.zeros_like(b)
         if kind == "exponential":
             log_likelihood += float(np.sum(call.y))  # MATLAB leaves -sum(log y) out here
-        mse = 1.0 if kind == "combined" else mse
         covb = np.asarray(_fixed_covariance(problem, params, _padded_b(call, b)))
     if approximation == "RELME":
         n = call.data.num_rows

@@ -109,7 +109,7 @@ def read_model(
 
 
 def read_start(
-    start: Mapping[str, float] | Sequence[float] | None,
+    start: Any,
     spec: NLMESpec,
     table: Table,
     y: np.ndarray,
@@ -187,7 +187,7 @@ def _self_start(spec, table, y, grouping, model) -> dict[str, float]:
 
 
 def read_fix(
-    fix: Mapping[str, float] | None, spec: NLMESpec
+    fix: Mapping[str, Any] | None, spec: NLMESpec
 ) -> tuple[NLMEParams, NLMEParams]:
     """Return which parameters move, and the values of those that do not (NaN elsewhere)."""
     f, t, e = len(spec.fixed.labels), len(spec.theta_names), len(spec.error_names)

@@ -18,17 +18,14 @@ from jaxnlme._cache import outer_jit
 from jaxnlme._results import RESULTS
 from jaxnlme.nlme.fit import NLMEFit
 from jaxnlme.nlme.method import AbstractMarginalMethod, AbstractMethod
-from jaxnlme.nlme.problem import NLMEParams, NLMEProblem, unknown_params
+from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 
 Callback = Callable[[dict[str, Any]], Any]
 
 
-def _start(problem, method, params0):
-    params = unknown_params(problem) if params0 is None else params0
-    return params, method.init(problem, params)
-
-
-def _step(problem, method, params, state, max_steps):
+def _step(problem, method, params, state, max_steps, begin):
+    fresh = method.init(problem, params)
+    state = jax.tree.map(lambda a, b: jnp.where(begin, a, b), fresh, state)
     params, state = method.step(problem, params, state)
     done, result = method.terminate(problem, params, state, max_steps)
     return params, state, done, result, method.summarise(problem, params, state)
@@ -57,12 +54,15 @@ def drive(
     -----
     Ctrl-C raises ``KeyboardInterrupt`` between two steps.
     """
-    params, state = _start_on_host(problem, method, params0)
-    problem, params, state = jax.device_put((problem, params, state))
-    limit = np.int32(max_steps)
+    params = host_start(problem) if params0 is None else params0
+    params = jax.tree.map(lambda a: np.asarray(a, problem.y.dtype), params)
+    problem = jax.device_put(problem)
+    state, limit, begin = _blank_state(problem, method, params), np.int32(max_steps), np.True_
     while True:
-        params, state, done, result, summary = _compiled_step(problem, method, params, state, limit)
-        stop = bool(done)
+        params, state, done, result, summary = _compiled_step(
+            problem, method, params, state, limit, begin
+        )
+        stop, begin = bool(done), np.False_
         if callback is not None:
             info = {
                 "step": int(summary.num_steps),
@@ -80,13 +80,19 @@ def drive(
     return NLMEFit(params, state, result, summary._asdict())
 
 
-def _start_on_host(problem, method, params0):
-    # The start is a handful of constants: shapes decide all, so it is built without compiling.
-    with jax.disable_jit():
-        params, state = jax.tree.map(
-            np.asarray, _start(jax.tree.map(np.asarray, problem), method, params0)
-        )
-    return params, state
+def host_start(problem: NLMEProblem) -> NLMEParams:
+    """Return the start of beta, with the covariance and the error left to the method (NaN)."""
+    return NLMEParams(
+        beta=np.asarray(problem.beta0),
+        theta=np.full(problem.covariance.num_theta, np.nan),
+        error=np.full(len(problem.error_model.parameters), np.nan),
+    )
+
+
+def _blank_state(problem, method, params):
+    """Zeros in the shape of the first state; the compiled step fills them (nothing runs eagerly)."""
+    shapes = jax.eval_shape(method.init, problem, params)
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
 def gradients(
@@ -96,10 +102,12 @@ def gradients(
     out = []
     problem = jax.device_put(problem)
     for x in points:
-        bfgs = eqx.tree_at(lambda b: b.trial, fit.state.bfgs, jnp.asarray(x))
+        bfgs = eqx.tree_at(lambda b: b.trial, fit.state.bfgs, np.asarray(x))
         state = eqx.tree_at(lambda s: (s.bfgs, s.phase), fit.state, (bfgs, np.int32(2)))
         params = jax.tree.map(np.asarray, fit.params)
-        _, after, _, _, _ = _compiled_step(problem, method, params, state, np.int32(10**6))
+        _, after, _, _, _ = _compiled_step(
+            problem, method, params, state, np.int32(10**6), np.False_
+        )
         out.append(np.asarray(after.gradient))
     return np.array(out)
 

@@ -332,7 +332,7 @@ class LME(AbstractMethod):
         lin = _linearise(problem, weights, pnls.f, pnls.J, pnls.u, state.theta)
         residual_error, shape0 = state.residual_error, state.shape
         if self.error_from == "residuals" and shape0.shape[0]:
-            residual_error = _fit_residuals(problem, pnls.f, state.residual_error)
+            residual_error = fit_residual_error(problem, pnls.f, state.residual_error)
             units = jnp.array(problem.error_model.units[1:], bool)
             shape0 = residual_error[1:] - jnp.where(units, residual_error[0], 0.0)
         t = state.theta.shape[0]
@@ -451,7 +451,8 @@ def _damped(x0, x, info, state: _State) -> tuple[Array, Array]:
 
 def _theta_scale(problem: NLMEProblem, pnls: _Pnls) -> Float[Array, "t"]:
     zz = jnp.sum(problem.weights[..., None] * design_columns(pnls.J, problem.B) ** 2, 1)
-    return relative_start(problem.covariance, jnp.sum(zz, 0), jnp.sum(zz > 0, 0))
+    occupied = jnp.sum(zz > 0, 0).astype(zz.dtype)
+    return relative_start(problem.covariance, jnp.sum(zz, 0), occupied)
 
 
 def _params(problem: NLMEProblem, state: _State) -> NLMEParams:
@@ -480,7 +481,7 @@ def _linearise(problem, weights, f, J, u, theta) -> _Linear:
     return _Linear(design_columns(J, problem.A), Z, t, f, weights, problem.num_rows())
 
 
-def _fit_residuals(problem: NLMEProblem, f, error0):
+def fit_residual_error(problem: NLMEProblem, f, error0):
     """Fit all error parameters to the individual residuals (random effects held)."""
     z, w = problem.response(), problem.weights
     free = jnp.ones(error0.shape, bool)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
-from jaxnlme._typing import Array, Bool, Float, PyTree
+from jaxnlme._typing import Array, Float, PyTree, Shaped
 from jaxnlme.covariance import Covariance
 from jaxnlme.error_models import AbstractErrorModel
 from jaxnlme.numerics.bijectors import AbstractBijector
@@ -37,7 +38,10 @@ class NLMEParams(eqx.Module):
 
     def flat(self) -> Float[Array, "d"] | Bool[Array, "d"]:
         """Return one vector: beta, theta, error."""
-        return jnp.concatenate([self.beta, self.theta, self.error])
+        parts = [self.beta, self.theta, self.error]
+        if all(isinstance(p, np.ndarray) for p in parts):  # on the host, nothing is compiled
+            return np.concatenate(parts)
+        return jnp.concatenate(parts)
 
     def unflat(self, x: Float[Array, "d"]) -> NLMEParams:
         """Return parameters of the same sizes read from a vector."""

@@ -530,7 +530,7 @@ class NLMEResults:
         return make_results(**{**self._parts(), "problem": problem, "y": y, "fit": fit})
 
     @host64
-    def with_params(self, values: Mapping[str, float]) -> NLMEResults:
+    def with_params(self, values: Mapping[str, Any]) -> NLMEResults:
         """Return full results at other parameter values, without fitting.
 
         ``values`` by the labels of ``params``, ``sd(group).term`` and the error parameters; what is not

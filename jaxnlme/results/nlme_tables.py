@@ -397,7 +397,7 @@ def as_dict(results: NLMEResults) -> dict[str, Any]:
     }
 
 
-def replaced(results: NLMEResults, values: Mapping[str, float]) -> NLMEParams:
+def replaced(results: NLMEResults, values: Mapping[str, Any]) -> NLMEParams:
     """Return parameters with some of them replaced, by their labels."""
     spec, problem = results._spec, results._problem
     beta = np.array(results._estimates.beta)

@@ -162,15 +162,26 @@ def test_first_order_exponential_leaves_the_jacobian_out():
     assert abs(stats.logl - 2.377) < 1e-3
 
 
-@pytest.mark.parametrize("error_model", ["proportional", "combined"])
-@pytest.mark.parametrize("name", ["FO", "FOCE"])
+# pynlme 0.5.1 (FOCE figures to three decimals); the weights settle at its tolerance of 1e-6
+REWEIGHTED = {
+    ("FO", "proportional"): (-156.62766, [0.10584695], 0.01120358),
+    ("FO", "combined"): (-157.53805, [0.526939, 0.20370561], 0.12784324),
+    ("FOCE", "proportional"): (-179.177, None, None),
+    ("FOCE", "combined"): (-171.768, None, None),
+}
+
+
+@pytest.mark.parametrize(("name", "error_model"), list(REWEIGHTED))
 def test_first_order_errors_that_depend_on_f(name, error_model):
-    start = [0.4] if error_model == "proportional" else [0.4, 0.1]
-    _, _, stats, _ = fit(
-        "matlab_theo_lme", ApproximationType=name, ErrorModel=error_model, ErrorParameters=start
-    )
-    assert stats.converged and len(stats.errorparam) == len(start)
-    assert stats.mse == pytest.approx(stats.errorparam[0] ** 2 if len(start) == 1 else 1.0)
+    _, _, stats, b = fit("matlab_theo_lme", ApproximationType=name, ErrorModel=error_model)
+    logl, errorparam, mse = REWEIGHTED[name, error_model]
+    assert stats.converged
+    assert abs(stats.logl - logl) < 2e-3
+    if errorparam is not None:
+        close(stats.errorparam, errorparam, 1e-3, "errorparam")
+        close(stats.mse, mse, 1e-3, "mse")
+    if error_model == "proportional":
+        assert stats.errorparam[0] == pytest.approx(np.sqrt(stats.mse))
 
 
 def test_lme_proportional():

@@ -35,8 +35,9 @@ GRID = [
     # With an error that follows f the files stop at Laplace.
     if key == "laplace" or name not in ("theo_combined1", "theo_proportional")
 ]
-# The file's FO of theo_block is a local maximum (-166.7793); ours is 1.59 higher, and
-# test_linear.py shows by a dense normal density that it is a value of the same function.
+# The file's FO of theo_block (-166.7793) stands at a correlation of 1, where the log of a factor
+# entry cannot leave minus infinity: on our scale it is a saddle point. Ours (correlation 0.65) is
+# 1.59 higher, and test_linear.py shows by a dense normal density that it is the same function.
 BETTER = {("theo_block", "fo")}
 
 
@@ -44,21 +45,30 @@ def assert_estimates(name, problem, params, ref):
     """Compare beta, sd, correlations and error with one block of the reference."""
     beta = np.array(list(ref["beta"].values()))
     np.testing.assert_allclose(params.beta, beta, rtol=1e-4)
-    (psi,) = problem.covariance.psi(params.theta)
+    (psi,) = problem.covariance.psi(np.asarray(params.theta))
     omega = matrix(ref["omega"])
     sd, want = np.sqrt(np.diag(psi)), np.sqrt(np.diag(omega))
-    zero = np.zeros(len(sd), bool)
     if name in BOUNDARY:
-        zero[BOUNDARY[name]] = True
-        # On the log scale an sd below 1e-3 stands for zero (README of the references).
-        assert np.all(sd[zero] < 1e-3)
-        assert np.all(want[zero] < 1e-3)
+        # On the log scale an entry below 1e-3 stands for zero (README of the references).
+        entry = problem.covariance.diagonal_positions()[BOUNDARY[name]]
+        assert abs(params.theta[entry]) < 1e-3
+    zero = want < 1e-3
+    assert np.all(sd[zero] < 1e-3)
     np.testing.assert_allclose(sd[~zero], want[~zero], rtol=1e-4)
-    if not zero.any():
-        np.testing.assert_allclose(
-            psi / np.outer(sd, sd), omega / np.outer(want, want), atol=1e-4
-        )
+    sd, want = np.where(zero, 1.0, sd), np.where(zero, 1.0, want)
+    np.testing.assert_allclose(psi / np.outer(sd, sd), omega / np.outer(want, want), atol=1e-4)
     np.testing.assert_allclose(np.exp(params.error), vector(ref["error"]), rtol=1e-4)
+
+
+def squared_score(name, case, fit):
+    """``g' H^-1 g`` with the expected information: the score in standard errors, squared."""
+    g = np.array(fit.stats["gradient"])
+    if name in BOUNDARY:
+        # Near a factor entry L = 0 score and root of the information are both proportional to L.
+        place = len(fit.params.beta) + case.problem.covariance.diagonal_positions()[BOUNDARY[name]]
+        assert abs(g[place]) < 0.01
+        g[place] = 0.0
+    return g @ np.asarray(fit.state.bfgs.inverse_hessian) @ g
 
 
 @pytest.mark.parametrize(("name", "key"), GRID)
@@ -76,8 +86,7 @@ def test_objective_at_the_stored_optimum_of_the_method(name, key):
     params = params_from_estimates(case.problem, ref)
     fit = at(case.problem, METHODS[key], params)
     assert abs(fit.stats["log_likelihood"] - ref["logLik"]) <= 1e-6
-    # Scaled by standard errors the score is zero: decrement = g' H^-1 g.
-    assert fit.stats["decrement"] < 1e-6
+    assert squared_score(name, case, fit) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "key"), GRID)
