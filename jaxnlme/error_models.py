@@ -46,6 +46,11 @@ class AbstractErrorModel(eqx.Module):
         return tuple(name == "a" for name in self.parameters)
 
     @property
+    def vanishes_at_zero(self) -> bool:
+        """True when the standard deviation is 0 where the model predicts 0."""
+        return False
+
+    @property
     def units(self) -> tuple[bool, ...]:
         """True for parameters in units of the response: they scale with the first one."""
         return (True,) * len(self.parameters)
@@ -94,6 +99,10 @@ class Proportional(AbstractErrorModel):
     parameters: tuple[str, ...] = eqx.field(default=("b",), static=True)
     log_scale: bool = eqx.field(default=False, static=True)
     depends_on_f: bool = eqx.field(default=True, static=True)
+
+    @property
+    def vanishes_at_zero(self):
+        return True
 
     def sd(self, f, error):
         return error[0] * _magnitude(f)
@@ -154,6 +163,10 @@ class Power(AbstractErrorModel):
     def start(self, mean_square_residual, mean_square_f):
         b = 0.5 * jnp.sqrt(mean_square_residual / jnp.sqrt(mean_square_f))
         return jnp.stack([jnp.log(b), jnp.full_like(b, 0.5)])
+
+    @property
+    def vanishes_at_zero(self):
+        return True
 
     def sd(self, f, error):
         return error[0] * _magnitude(f) ** error[1]

@@ -324,9 +324,11 @@ def _method(options: NlmefitOptions) -> Any:
     limits += [values.TolFun**0.5] if "TolFun" in given else []
     name = options.approximation_type
     if name in ("LME", "RELME"):
-        choice = {"tolerance": min(limits)} if limits else {}
-        make = nlme.RELME if name == "RELME" else nlme.LME
         combined = options.error_model == "combined"
+        # Refitting a and b to shrunken residuals can circle at 1e-6 standard errors for ever.
+        default = {"tolerance": 1e-5} if combined else {}
+        choice = {"tolerance": min(limits)} if limits else default
+        make = nlme.RELME if name == "RELME" else nlme.LME
         return make(error_from="residuals" if combined else "marginal", **choice)
     choice = {"tolerance": min(limits) ** 2} if limits else {}
     return nlme.FO(**choice) if name == "FO" else nlme.FOCE(interaction=False, **choice)

@@ -41,6 +41,7 @@ from jaxnlme.nlme.method import AbstractMethod
 from jaxnlme.nlme.problem import NLMEParams
 from jaxnlme.numerics.bijectors import as_bijector
 from jaxnlme.results.nlme import NLMEResults, make_results
+from jaxnlme.results.nlme_compute import predictions
 from jaxnlme.results.nlme_spec import NLMESpec, check_response
 
 
@@ -190,6 +191,7 @@ def fit_nlme(
     problem = spec.problem(used, grouping, y, w, beta0, free, prior)
     params0 = NLMEParams(beta0, fixed_values.theta, fixed_values.error)
     _check_model(problem, spec)
+    _check_zero_sd(problem, spec, grouping, rows)
     began = time.perf_counter()
     fit, attempts = _fit_with_retries(
         problem, chosen, params0, max_steps, num_retries, key, _callback(progress)
@@ -307,6 +309,21 @@ def _check_model(problem, spec: NLMESpec) -> None:
             f"the model {_name_of(spec.model.function)} returned shape {shape} for the first group, "
             f"expected {expected}: "
             + ("one scalar per row." if row else "one value per row of the group.")
+        )
+
+
+def _check_zero_sd(problem, spec: NLMESpec, grouping, rows: np.ndarray) -> None:
+    """Refuse predictions of 0 under an error whose standard deviation is 0 there."""
+    if not spec.error_model.vanishes_at_zero:
+        return
+    zero = np.zeros((problem.num_groups, problem.num_random))
+    f = predictions(problem, grouping.layout, problem.beta0, zero)
+    bad = np.flatnonzero(f == 0)
+    if len(bad):
+        raise ModelSpecError(
+            f"error_model='{spec.error_model.name}' has standard deviation 0 where the model predicts 0: "
+            f"row(s) {some(rows[bad])} of the data (time 0?). Use error_model='combined' or 'combined2', or "
+            "leave these rows out."
         )
 
 

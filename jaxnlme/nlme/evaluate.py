@@ -63,7 +63,8 @@ def derivatives(problem: NLMEProblem, phi: Float[Array, "m n p"], order: int) ->
         over_groups = jax.vmap(with_derivatives(group), in_axes=(0, 0, v_axis))
         out = over_groups(phi[:, 0], problem.x, problem.v)
     used = problem.weights > 0
-    return tuple(_mask(used, a) for a in out)
+    # Without the barrier XLA computes the model anew inside every sum that uses it.
+    return jax.lax.optimization_barrier(tuple(_mask(used, a) for a in out))
 
 
 def _next_order(values):

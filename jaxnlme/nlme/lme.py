@@ -42,7 +42,7 @@ class _State(eqx.Module):
     sigma: Float[Array, ""]
     log_likelihood: Float[Array, ""]
     beta_covariance: Float[Array, "f f"]
-    gradient: Float[Array, "t"]  # of the LMM's -log L in (theta, shape)
+    gradient: Float[Array, "ts"]  # of the LMM's -log L in (theta, shape)
     change: Float[Array, ""]
     pnls_decrement: Float[Array, ""]
     k: Int[Array, ""]
@@ -169,7 +169,17 @@ class LME(AbstractMethod):
 
         ``params.beta`` is where PNLS starts: beta and sigma are profiled out, as in the fit.
         """
-        state = self.init(problem, params)
+        # change = 0 asks for the tightest PNLS; weights that follow f need PNLS again at the new f.
+        state = eqx.tree_at(
+            lambda s: s.change, self.init(problem, params), jnp.zeros((), problem.y.dtype)
+        )
+        if problem.error_model.depends_on_f:
+
+            def refresh(_, state):
+                p = self._pnls(problem, state)
+                return eqx.tree_at(lambda s: (s.beta, s.u, s.f), state, (p.beta, p.u, p.f))
+
+            state = jax.lax.fori_loop(0, 20, refresh, state)
         pnls = self._pnls(problem, state)
         weights, _ = _weights_and_slope(problem, pnls.f, state.shape)
         lin = _linearise(problem, weights, pnls.f, pnls.J, pnls.u, state.theta)
@@ -348,19 +358,20 @@ class LME(AbstractMethod):
             s, _ = carry
             value, gradient, _ = self._deviance(problem, lin, s.trial[:t], s.trial[t:])
             size = jnp.maximum(jnp.max(jnp.abs(s.x[:t]), initial=0.0), 1e-8)
-            bound = jnp.concatenate([jnp.full(t, 2.0) * size, jnp.ones(x0.shape[0] - t)])
-            s = outer.advance(s, value, gradient, free=moving, max_change=bound.astype(x0.dtype))
+            bound = jnp.ones_like(x0).at[:t].set(2.0 * size)
+            s = outer.advance(s, value, gradient, free=moving, max_change=bound)
             done, _ = outer.terminate(s, tolerance=tolerance, max_steps=200)
             return s, done
 
         bfgs, _ = jax.lax.while_loop(lambda c: ~c[1], body, (bfgs, jnp.zeros((), bool)))
-        x, damping = _damped(x0, bfgs.x, info, state)
+        base = jnp.concatenate([state.theta, state.shape])
+        x, damping = _damped(base, bfgs.x, info, state)
         theta, shape = x[:t], x[t:]
         value, gradient, fit = self._deviance(problem, lin, theta, shape)
         free = problem.free.beta.astype(theta.dtype)
         k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
         sigma = jnp.sqrt(fit.pss / k)
-        step = bfgs.x - x0
+        step = bfgs.x - base
         moved = jnp.sum(step * (info @ step)) + jnp.sum((fit.chol_xvx.T @ fit.beta) ** 2) / sigma**2
         change = jnp.sqrt(jnp.maximum(moved, 0.0))
         bad = ~jnp.isfinite(pnls.pss) | ~jnp.isfinite(value)
@@ -443,7 +454,8 @@ def _damped(x0, x, info, state: _State) -> tuple[Array, Array]:
     push = info @ step
     size = jnp.sum(step * push)
     against = jnp.sum(state.last_step * push)
-    swings = (state.k >= 3) & (against < -0.3 * size)
+    # A step that is -r times the one before has against = -size / r; r below 0.6 settles by itself.
+    swings = (state.k >= 3) & (against < 0) & (size > -0.6 * against)
     damping = jnp.where(swings, 0.5 * state.damping, jnp.minimum(1.0, 1.2 * state.damping))
     damping = jnp.clip(damping, 0.05, 1.0)
     return x0 + damping * step, damping
@@ -491,13 +503,17 @@ def fit_residual_error(problem: NLMEProblem, f, error0):
             negative_log_density(problem.error_model, z, f, w, problem.error_model.natural(e))
         )
 
-    curvature = 2.0 * problem.num_rows()
-    h0 = jnp.eye(error0.shape[0], dtype=f.dtype) / curvature
+    def log_sd(e):
+        sd = problem.error_model.sd(f, problem.error_model.natural(e))
+        return jnp.where(w > 0, jnp.log(jnp.broadcast_to(sd, f.shape)), 0.0)
+
+    slope = jax.jacfwd(log_sd)(error0)
+    h0 = inverse_spd(2.0 * jnp.einsum("mna,mnb->ab", slope, slope), free, damping=1e-9)
 
     def body(carry):
         s, _ = carry
         s = outer.advance(s, *jax.value_and_grad(objective)(s.trial), free=free, max_change=1.0)
-        done, _ = outer.terminate(s, tolerance=1e-12, max_steps=100)
+        done, _ = outer.terminate(s, tolerance=1e-18, max_steps=100)
         return s, done
 
     start = (outer.start(error0, h0, free), jnp.zeros((), bool))

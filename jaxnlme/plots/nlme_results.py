@@ -46,7 +46,7 @@ class NLMEPlots:
         grouping = self._results._grouping
         return np.array([str(v) for v in grouping.labels[-1]])[grouping.codes[-1]]
 
-    def individual_fits_data(self, x: str | None = None, points: int = 60) -> tuple[Any, Any]:
+    def individual_fits_data(self, x: str | None = None, points: int = 100) -> tuple[Any, Any]:
         """Return two frames: observations (group, x, y) and curves (group, x, population, individual)."""
         results, name = self._results, self._x(x)
         labels, values = self._labels(), self._values(name)
@@ -54,14 +54,16 @@ class NLMEPlots:
         first, grid = [], []
         for code in range(len(results._grouping.labels[-1])):
             rows = np.flatnonzero(results._grouping.codes[-1] == code)
-            first += [rows[0]] * points
-            grid.append(np.linspace(values[rows].min(), values[rows].max(), points))
-        fine = table.take(np.array(first)).with_column(name, np.concatenate(grid))
+            even = np.linspace(values[rows].min(), values[rows].max(), points)
+            fine = np.union1d(even, values[rows])  # steep parts are where people measure densely
+            first += [rows[0]] * len(fine)
+            grid.append(fine)
+        rows_of_curves = table.take(np.array(first)).with_column(name, np.concatenate(grid))
         curves = {
             "group": labels[np.array(first)],
             "x": np.concatenate(grid),
-            "population": results.predict(fine, re="population"),
-            "individual": results.predict(fine, re="individual"),
+            "population": results.predict(rows_of_curves, re="population"),
+            "individual": results.predict(rows_of_curves, re="individual"),
         }
         data = {"group": labels, "x": values, "y": results._y}
         return results._table.native(data), results._table.native(curves)

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from jaxnlme._errors import (
@@ -508,6 +510,28 @@ class NLMEResults:
         ``uncertainty="asymptotic"`` draws the fixed effects from their normal approximation first.
         """
         return predicting.simulate(self, n, key, newdata, uncertainty)
+
+    def problem(self, y: np.ndarray | None = None) -> NLMEProblem:
+        """Return the pure problem of the fit, for ``jn.nlme.fit`` and ``jn.batch.fit_many``.
+
+        Parameters
+        ----------
+        y
+            Other responses: ``(rows used,)``, or ``(k, rows used)`` for a problem with a leading axis of k
+            data sets (simulated or bootstrapped).
+        """
+        if y is None:
+            return self._problem
+        y = np.asarray(y, float)
+        if y.shape[-1] != len(self._y) or y.ndim > 2:
+            raise ModelSpecError(
+                f"problem(y): y has shape {y.shape}, expected ({len(self._y)},) or (k, {len(self._y)})."
+            )
+        layout, base = self._grouping.layout, self._problem
+        if y.ndim == 1:
+            return eqx.tree_at(lambda p: p.y, base, layout.pack(y))
+        many = jax.tree.map(lambda a: np.broadcast_to(a, (len(y), *np.shape(a))), base)
+        return eqx.tree_at(lambda p: p.y, many, np.stack([layout.pack(row) for row in y]))
 
     # ---- again ----------------------------------------------------------------------------------
     def update(self, **changes: Any) -> NLMEResults:

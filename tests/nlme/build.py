@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from helpers import data, matrix, reference, references, vector
 from jaxnlme import error_models, nlme
+from jaxnlme._cache import outer_jit
 from jaxnlme.covariance import Covariance, CovarianceBlock
 from jaxnlme.design.groups import GroupLayout, group_layout
 from jaxnlme.nlme.drive import drive
@@ -85,12 +88,15 @@ def build(
     error: str = "constant",
     weights: np.ndarray | None = None,
     pad: bool = True,
-    chunk: int = 512,
+    shape: tuple[int, int] | None = None,
+    chunk: int = 10**6,
     dtype: Any = None,
 ) -> tuple[NLMEProblem, GroupLayout]:
     """Make a padded problem in which every parameter has one fixed effect."""
     codes, names = groups_of(labels)
     layout = group_layout(codes, names, pad=pad)
+    if shape is not None:
+        layout = dataclasses.replace(layout, shape=shape)
     p = len(beta0)
     chosen = list(range(p)) if random is None else list(random)
     q = len(chosen)
@@ -133,6 +139,24 @@ def theo_problem(**options: Any) -> NLMEProblem:
     y = options.pop("y", frame["Concentration"].to_numpy(float))
     return build(y, x, frame["Id"], model, beta0, **options)[0]
 
+
+# Error models with unconstrained parameters at which the theophylline data are usual.
+ERRORS = {
+    "constant": [-0.3],
+    "combined": [-0.8, -2.5],
+    "combined2": [-0.8, -2.5],
+    "proportional": [-1.8],
+    "power": [-1.5, 0.7],
+    "exponential": [-1.7],
+}
+MARGINAL = {
+    "FO": nlme.FO(),
+    "FOCE": nlme.FOCE(),
+    "FOCE-no-interaction": nlme.FOCE(interaction=False),
+    "Laplace": nlme.Laplace(),
+    "AGQ": nlme.AGQ(3),
+}
+PATTERN = ((1, 0, 1), (0, 1, 0), (1, 0, 1))
 
 EXACT = tuple(
     name.removeprefix("exact_")
@@ -194,7 +218,8 @@ def exact_case(name: str) -> Case:
         error={"combined1": "combined"}.get(word, word),
         # 560 cows in a bucket of 1,024 would double the time; padding has its own tests.
         pad=name != "cow",
-        chunk=10**6,
+        # Shared with the Orthodont problem of test_linear.py: one program for both.
+        shape=(32, 16) if name == "oxboys_full2" else None,
     )
     return Case(problem, layout, ref["results"], params0)
 
@@ -224,6 +249,28 @@ def params_of(beta: Any, theta: Any, error: Any) -> NLMEParams:
 def at(problem: NLMEProblem, method: nlme.AbstractMarginalMethod, params: NLMEParams) -> NLMEFit:
     """Evaluate value, gradient and modes at ``params`` by the program that doors run."""
     return drive(problem, method, params0=params, max_steps=1)
+
+
+def jit_fit(problem: NLMEProblem, method: nlme.AbstractMethod, *extra: Any) -> NLMEFit:
+    """Run ``nlme.fit(problem, method[, params0])`` with the doors' compile settings."""
+    return _fit(problem, method, *extra)
+
+
+@outer_jit
+def _fit(problem, method, *extra):
+    return nlme.fit(problem, method, params0=extra[0] if extra else None)
+
+
+@outer_jit
+def log_likelihood(problem, params, method):
+    """``nlme.marginal_log_likelihood`` with the doors' compile settings."""
+    return nlme.marginal_log_likelihood(problem, params, method)
+
+
+@outer_jit
+def value_and_grad(problem, params, method):
+    """Return value and gradient of ``nlme.marginal_log_likelihood`` in the parameters."""
+    return jax.value_and_grad(lambda p: nlme.marginal_log_likelihood(problem, p, method))(params)
 
 
 def unknown(params: NLMEParams) -> NLMEParams:

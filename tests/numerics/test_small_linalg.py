@@ -1,0 +1,121 @@
+"""Small linear algebra against NumPy, on both sides of the size where LAPACK takes over."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlme.numerics.blocks import sandwich, small_matmul, transpose
+from jaxnlme.numerics.small_linalg import (
+    UNROLL,
+    cho_solve,
+    cho_solve_vector,
+    cholesky,
+    inverse_spd,
+    logdet,
+    solve_lower,
+)
+
+pytestmark = pytest.mark.x64
+
+SIZES = (1, 2, 3, UNROLL, UNROLL + 1, 9)
+over_sizes = pytest.mark.parametrize("q", SIZES)
+
+
+def spd(q, batch=(5,), seed=0):
+    a = np.random.default_rng(seed).normal(size=(*batch, q, q))
+    return a @ np.swapaxes(a, -1, -2) + q * np.eye(q)
+
+
+@over_sizes
+def test_cholesky_and_logdet(q):
+    a = spd(q)
+    low = cholesky(jnp.asarray(a))
+    np.testing.assert_allclose(low, np.linalg.cholesky(a), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(logdet(low), np.linalg.slogdet(a)[1], rtol=1e-13)
+
+
+@over_sizes
+@pytest.mark.parametrize("transposed", [False, True])
+def test_triangular_solves(q, transposed):
+    low = np.linalg.cholesky(spd(q))
+    rhs = np.random.default_rng(1).normal(size=(5, q, 3))
+    x = solve_lower(jnp.asarray(low), jnp.asarray(rhs), transpose=transposed)
+    left = np.swapaxes(low, -1, -2) if transposed else low
+    np.testing.assert_allclose(left @ x, rhs, atol=1e-12)
+
+
+@over_sizes
+def test_solves(q):
+    a = spd(q)
+    rhs = np.random.default_rng(2).normal(size=(5, q, 2))
+    low = cholesky(jnp.asarray(a))
+    want = np.linalg.solve(a, rhs)
+    np.testing.assert_allclose(cho_solve(low, jnp.asarray(rhs)), want, rtol=1e-10, atol=1e-12)
+    vector = cho_solve_vector(low, jnp.asarray(rhs[..., 0]))
+    np.testing.assert_allclose(vector, want[..., 0], rtol=1e-10, atol=1e-12)
+
+
+@over_sizes
+def test_batches_broadcast(q):
+    low = np.linalg.cholesky(spd(q, (1,)))
+    rhs = np.random.default_rng(3).normal(size=(4, q, 2))
+    x = solve_lower(jnp.asarray(low), jnp.asarray(rhs))
+    np.testing.assert_allclose(low @ x, rhs, atol=1e-12)
+
+
+@over_sizes
+def test_a_matrix_that_is_not_positive_definite_gives_nan_in_its_lane_only(q):
+    a = spd(q)
+    a[2] = -a[2]
+    low = np.asarray(cholesky(jnp.asarray(a)))
+    assert not np.all(np.isfinite(low[2]))
+    assert np.all(np.isfinite(low[[0, 1, 3, 4]]))
+
+
+@over_sizes
+def test_vmap_and_derivatives(q):
+    a = spd(q, (3,))
+
+    def f(m):
+        return jnp.sum(logdet(cholesky(m)))
+
+    np.testing.assert_allclose(jax.vmap(f)(jnp.asarray(a)), np.linalg.slogdet(a)[1], rtol=1e-13)
+    gradient = np.asarray(jax.grad(f)(jnp.asarray(a[0])))
+    # d log det A = tr(A^-1 dA); the factor reads the lower triangle or both halves.
+    np.testing.assert_allclose(
+        gradient + gradient.T, 2 * np.linalg.inv(a[0]), rtol=1e-10, atol=1e-12
+    )
+
+
+@over_sizes
+def test_blocks(q):
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(5, q, 3)), rng.normal(size=(1, 3, q))
+    s = rng.normal(size=(5, q, q))
+    np.testing.assert_allclose(small_matmul(jnp.asarray(a), jnp.asarray(b)), a @ b, atol=1e-13)
+    want = np.swapaxes(a, -1, -2) @ s @ a
+    np.testing.assert_allclose(sandwich(jnp.asarray(a), jnp.asarray(s)), want, atol=1e-12)
+    np.testing.assert_array_equal(transpose(jnp.asarray(a)), np.swapaxes(a, -1, -2))
+
+
+def test_inverse_of_an_information_matrix():
+    a = spd(4, ())
+    free = jnp.array([True, True, False, True])
+    a[3, :] = a[:, 3] = 0.0  # no information about the last one
+    got = np.asarray(inverse_spd(jnp.asarray(a), free, damping=0.0))
+    np.testing.assert_allclose(got[:2, :2], np.linalg.inv(a[:2, :2]), rtol=1e-12)
+    np.testing.assert_array_equal(got[2:, 2:], np.eye(2))
+    np.testing.assert_array_equal(got[:2, 2:], 0)
+    damped = np.asarray(inverse_spd(jnp.asarray(a), free))
+    assert np.all(np.linalg.eigvalsh(damped) > 0)
+    broken = np.asarray(inverse_spd(jnp.full((2, 2), jnp.nan), jnp.array([True, True])))
+    assert np.all(np.isfinite(broken))
+
+
+def test_indefinite_information_falls_back_to_a_diagonal():
+    a = jnp.array([[1.0, 3.0], [3.0, 1.0]])
+    got = np.asarray(inverse_spd(a, jnp.array([True, True])))
+    np.testing.assert_array_equal(got, np.eye(2))
