@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -174,6 +174,12 @@ def read_groups(names: Sequence[str], table: Table, *, order: str = "label") -> 
         repeats.append(int(copy.max()) + 1 if len(copy) else 1)
     layout = group_layout(codes[0], labels[0])
     return Grouping(layout, tuple(labels), tuple(codes), tuple(copies), tuple(repeats))
+
+
+def tight(grouping: Grouping) -> Grouping:
+    """Return the same groups laid out without padding to shape buckets."""
+    layout = group_layout(grouping.codes[0], grouping.labels[0], pad=False)
+    return replace(grouping, layout=layout)
 
 
 def check_groups(grouping: Grouping, names: Sequence[str], num_random: Sequence[int]) -> None:

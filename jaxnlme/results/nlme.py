@@ -22,7 +22,7 @@ from jaxnlme._errors import (
 from jaxnlme._precision import host64
 from jaxnlme._results import RESULTS, result_name, result_sentence
 from jaxnlme.design.frames import Table
-from jaxnlme.design.nonlinear import Grouping
+from jaxnlme.design.nonlinear import Grouping, tight
 from jaxnlme.diagnostics.weighted_residuals import whitened
 from jaxnlme.inference.wald import restriction, wald
 from jaxnlme.nlme.drive import drive, information
@@ -527,11 +527,16 @@ class NLMEResults:
             raise ModelSpecError(
                 f"problem(y): y has shape {y.shape}, expected ({len(self._y)},) or (k, {len(self._y)})."
             )
-        layout, base = self._grouping.layout, self._problem
         if y.ndim == 1:
-            return eqx.tree_at(lambda p: p.y, base, layout.pack(y))
+            return eqx.tree_at(lambda p: p.y, self._problem, self._grouping.layout.pack(y))
+        # A batch compiles its own program anyway, so it pays for no padding.
+        grouping = tight(self._grouping)
+        base = self._spec.problem(
+            self._table.take(self.row_index), grouping, self._y, self._weights,
+            self._problem.beta0, self._problem.free, self._problem.prior,
+        )  # fmt: skip
         many = jax.tree.map(lambda a: np.broadcast_to(a, (len(y), *np.shape(a))), base)
-        return eqx.tree_at(lambda p: p.y, many, np.stack([layout.pack(row) for row in y]))
+        return eqx.tree_at(lambda p: p.y, many, np.stack([grouping.layout.pack(row) for row in y]))
 
     # ---- again ----------------------------------------------------------------------------------
     def update(self, **changes: Any) -> NLMEResults:
