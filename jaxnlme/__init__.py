@@ -32,7 +32,17 @@ from jaxnlme._errors import (
 )
 
 if TYPE_CHECKING:  # what _LAZY does at run time, for editors and type checkers
-    from jaxnlme import batch, datasets, design, error_models, matlab, mixed, nlme, structural
+    from jaxnlme import (
+        batch,
+        datasets,
+        design,
+        error_models,
+        matlab,
+        mixed,
+        nlme,
+        priors,
+        structural,
+    )
     from jaxnlme._cache import enable_cache
     from jaxnlme._results import RESULTS
     from jaxnlme.api.matlab import nlmefit
@@ -72,6 +82,7 @@ __all__ = [
     "mixed",
     "nlme",
     "nlmefit",
+    "priors",
     "selfstart",
     "structural",
 ]
@@ -90,6 +101,7 @@ _LAZY = {
     "mixed": "mixed",
     "nlme": "nlme",
     "nlmefit": "api.matlab:nlmefit",
+    "priors": "priors",
     "selfstart": "structural.selfstart",
     "structural": "structural",
 }
@@ -101,7 +113,7 @@ _NOT_BUILT = frozenset(
     calibration compare comparisons compat cross_val_score cv_glm drop1 explore_data families
     fit_by fit_gam fit_glm fit_mixed forecast gam glm glm_path gnls grid hypotheses lasso_path
     links load nls nls_list nlmefitsa ns penalties plot_all_smooths plot_smooth pool predictions
-    priors r sklearn slopes smooths step table target_encode warm_up
+    r sklearn slopes smooths step table target_encode warm_up
     """.split()
 )
 

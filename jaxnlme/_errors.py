@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -72,6 +74,20 @@ class DataWarning(JaxnlmeWarning):
 
 class FormulaWarning(JaxnlmeWarning):
     """A formula was read, but probably does not say what was meant."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the caller's own code: the first frame outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _inside(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level + 1)
+
+
+def _inside(frame) -> bool:
+    """True for this package, and for the frames that runtime type checks put between its functions."""
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in ("jaxnlme", "beartype", "jaxtyping", "contextlib", "functools")
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

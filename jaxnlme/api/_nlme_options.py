@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxnlme._errors import ModelSpecError, nearest
@@ -100,12 +101,64 @@ def read_model(
     if predictors is None:
         skip = {response, *groups}
         names = tuple(n for n in table.names if n not in skip and table.is_numeric(n))
+        names = _used_predictors(model, parameters, names)
     else:
         names = (predictors,) if isinstance(predictors, str) else tuple(predictors)
         for name in names:
             table.column(name, role="predictor")
     kind = "group" if is_trajectory(model) else "row"
     return StructuralModel(model, parameters, kind), None, response, names
+
+
+class _Recorder(dict):
+    """Predictors that note which of them a model asks for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a predictor, noting its name."""
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def _all(self) -> None:
+        self.asked.update(self.keys())
+
+    def values(self):
+        """Return all predictors: the model uses each."""
+        self._all()
+        return super().values()
+
+    def items(self):
+        """Return all predictors by name: the model uses each."""
+        self._all()
+        return super().items()
+
+
+def _used_predictors(
+    model: Callable, parameters: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Keep the columns that the model asks for, so that gaps elsewhere in the data drop no rows."""
+    asked: set[str] = set()
+    scalar = jax.ShapeDtypeStruct((), float)
+    column = jax.ShapeDtypeStruct((2,), float) if is_trajectory(model) else scalar
+
+    def trace(params, x):
+        recorder = _Recorder(x)
+        out = model(params, recorder)
+        asked.update(recorder.asked)
+        return out
+
+    try:
+        jax.eval_shape(trace, dict.fromkeys(parameters, scalar), dict.fromkeys(names, column))
+    except Exception:  # the check of the model says later what is wrong, with names and shapes
+        return names
+    return tuple(n for n in names if n in asked)
 
 
 def read_start(
@@ -137,11 +190,16 @@ def read_start(
                     f"start names {name!r}, which is neither a parameter {list(spec.parameters)} nor a "
                     f"coefficient {list(labels)}." + nearest(str(name), [*first, *labels])
                 )
-            out[k] = value
+            out[k] = _number(value, f"start[{name!r}]")
         if missing:
             raise ModelSpecError(f"start has no value for the parameter(s) {missing}.")
     else:
-        values = np.asarray(start, float).ravel()
+        try:
+            values = np.asarray(start, float).ravel()
+        except (TypeError, ValueError) as error:
+            raise ModelSpecError(
+                f"start={start!r} does not hold numbers: give a dict by parameter or {len(labels)} numbers."
+            ) from error
         if len(values) != len(labels):
             raise ModelSpecError(
                 f"start has {len(values)} values, but there are {len(labels)} coefficients: "
@@ -155,6 +213,13 @@ def read_start(
             "(log of 0, logit of 0 or 1) is outside it. Start values are on the transformed scale."
         )
     return out
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ModelSpecError(f"{what}={value!r} is not a number.") from error
 
 
 def _has_label(start, name, spec) -> bool:
@@ -186,14 +251,13 @@ def _self_start(spec, table, y, grouping, model) -> dict[str, float]:
     return out
 
 
-def read_fix(
-    fix: Mapping[str, Any] | None, spec: NLMESpec
-) -> tuple[NLMEParams, NLMEParams]:
+def read_fix(fix: Mapping[str, Any] | None, spec: NLMESpec) -> tuple[NLMEParams, NLMEParams]:
     """Return which parameters move, and the values of those that do not (NaN elsewhere)."""
     f, t, e = len(spec.fixed.labels), len(spec.theta_names), len(spec.error_names)
     free = NLMEParams(np.ones(f, bool), np.ones(t, bool), np.ones(e, bool))
     values = NLMEParams(np.full(f, np.nan), np.full(t, np.nan), np.full(e, np.nan))
     for name, value in (fix or {}).items():
+        value = _number(value, f"fix[{name!r}]")
         if not np.isfinite(value):
             raise ModelSpecError(f"fix[{name!r}]={value!r} must be a finite number.")
         if name in spec.fixed.labels:

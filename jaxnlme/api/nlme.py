@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme._errors import DataError, ModelSpecError, nearest, some
 from jaxnlme._precision import host64
-from jaxnlme._results import result_name
 from jaxnlme._typing import Frame
+from jaxnlme.api._nlme_fit import check_numbers, run
 from jaxnlme.api._nlme_options import (
     check_fix,
     read_fix,
@@ -22,13 +23,13 @@ from jaxnlme.api._nlme_options import (
     read_start,
     refuse_unknown,
 )
-from jaxnlme.api._progress import line as progress_line
 from jaxnlme.covariance import pattern_from
 from jaxnlme.design.expressions import free_names, parse_parameter_formulas, parse_tree
 from jaxnlme.design.frames import Table, read_frame, select_rows
 from jaxnlme.design.nonlinear import (
     Level,
     check_groups,
+    check_times,
     group_columns,
     long_names,
     parameter_design,
@@ -36,8 +37,8 @@ from jaxnlme.design.nonlinear import (
     read_random,
 )
 from jaxnlme.error_models import AbstractErrorModel, as_error_model
-from jaxnlme.nlme.drive import drive
 from jaxnlme.nlme.method import AbstractMethod
+from jaxnlme.nlme.models import time_column
 from jaxnlme.nlme.problem import NLMEParams
 from jaxnlme.numerics.bijectors import as_bijector
 from jaxnlme.results.nlme import NLMEResults, make_results
@@ -62,13 +63,13 @@ def fit_nlme(
     transform: Mapping[str, Any] | None = None,
     correlation: Any = None,
     variance: Any = None,
-    weights: str | np.ndarray | None = None,
+    weights: Any = None,
     fix: Mapping[str, Any] | None = None,
     priors: Mapping[str, Any] | None = None,
     missing: str = "drop",
     max_steps: int = 200,
     num_retries: int = 3,
-    progress: bool | Callable[[dict], Any] | None = None,
+    progress: Any = None,
     key: Any = 0,
     **unknown: Any,
 ) -> NLMEResults:
@@ -136,7 +137,14 @@ def fit_nlme(
 
     Warns
     -----
-    ConvergenceWarning, SingularFitWarning, DataWarning
+    ConvergenceWarning
+        The limit was reached, or no start led to a fit; ``.attempts`` lists what was tried.
+    SingularFitWarning
+        A variance is zero or a correlation at +-1.
+    IdentifiabilityWarning
+        The data do not determine some combination of parameters; standard errors are NaN.
+    DataWarning
+        Rows were dropped.
 
     Examples
     --------
@@ -156,6 +164,7 @@ def fit_nlme(
                 "the mixed-model issue). Use error_model='power' or 'proportional' for a variance that "
                 "follows the prediction."
             )
+    check_numbers({"max_steps": (max_steps, 1), "num_retries": (num_retries, 0)})
     table = read_frame(data)
     chosen, dialect = read_method(method)
     errors = as_error_model(error_model)
@@ -173,6 +182,8 @@ def fit_nlme(
         parameter_design({}, table), (), (), errors,
     )  # fmt: skip
     columns = [*draft.response_columns, *names, *_formula_columns(formulas, random_formulas, table), *groups]
+    time_name = time_column(model)
+    columns += [] if time_name is None else [time_name]
     rows = select_rows(table, columns, missing=missing)
     used = table.take(rows)
     w = np.ones(len(rows)) if weight_values is None else weight_values[rows]
@@ -188,24 +199,27 @@ def fit_nlme(
     beta0 = read_start(start, spec, used, y, grouping, model)
     beta0 = np.where(free.beta, beta0, fixed_values.beta)
     prior = read_priors(priors, spec, chosen)
+    if time_name is not None:
+        check_times(used, time_name, grouping, rows)
     problem = spec.problem(used, grouping, y, w, beta0, free, prior)
     params0 = NLMEParams(beta0, fixed_values.theta, fixed_values.error)
     _check_model(problem, spec)
     _check_zero_sd(problem, spec, grouping, rows)
     began = time.perf_counter()
-    fit, attempts = _fit_with_retries(
-        problem, chosen, params0, max_steps, num_retries, key, _callback(progress)
-    )
+    outcome = run(
+        problem, chosen, params0, spec=spec, layout=grouping.layout, max_steps=max_steps,
+        num_retries=num_retries, key=key, progress=progress,
+    )  # fmt: skip
     call = {
         "model": model, "data": data, "group": group, "fixed": fixed, "random": random, "response": response,
-        "predictors": predictors, "covariance": covariance, "method": method,
+        "predictors": predictors, "covariance": covariance, "start": start, "method": method,
         "error_model": error_model, "transform": transform, "weights": weights, "fix": fix,
         "priors": priors, "missing": missing, "max_steps": max_steps, "num_retries": num_retries,
         "key": key,
     }  # fmt: skip
     return make_results(
-        spec=spec, problem=problem, method=chosen, dialect=dialect, fit=fit, table=table, rows=rows,
-        grouping=grouping, y=y, weights=w, attempts=attempts, call=call, door=fit_nlme,
+        spec=spec, problem=problem, method=chosen, dialect=dialect, fit=outcome.fit, table=table, rows=rows,
+        grouping=grouping, y=y, weights=w, attempts=outcome.attempts, flat=outcome.flat, call=call, door=fit_nlme,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
 
@@ -287,10 +301,16 @@ def _check_model(problem, spec: NLMESpec) -> None:
     row = spec.model.kind == "row"
     if row:
         x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
-    call = spec.model.row if row else spec.model.group
+    parameters = spec.model.parameters
     expected = () if row else (n,)
     try:
-        out = jax.eval_shape(lambda phi, x: call(phi, x, None), phi, x)
+        out = jax.eval_shape(
+            lambda phi, x: jnp.asarray(
+                spec.model.function({name: phi[k] for k, name in enumerate(parameters)}, x)
+            ),
+            phi,
+            x,
+        )
     except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError) as error:
         raise ModelSpecError(
             f"the model {_name_of(spec.model.function)} cannot be traced by JAX: "
@@ -325,71 +345,3 @@ def _check_zero_sd(problem, spec: NLMESpec, grouping, rows: np.ndarray) -> None:
             f"row(s) {some(rows[bad])} of the data (time 0?). Use error_model='combined' or 'combined2', or "
             "leave these rows out."
         )
-
-
-def _fit_with_retries(problem, method, params0, max_steps, num_retries, key, callback):
-    """Fit from the start given, then from perturbed ones; the best fit and what was tried."""
-    fit = drive(problem, method, params0=params0, max_steps=max_steps, callback=callback)
-    attempts = [_attempt("start", fit)]
-    if _good(fit):
-        return fit, attempts
-    rng = np.random.default_rng(_seed(key))
-    best = fit
-    for k in range(num_retries):
-        # Smaller random effects first: the commonest cause is a covariance that starts far too large.
-        scale = 0.3 ** (k + 1)
-        theta = scale * np.asarray(fit.stats["theta_scale"]) * max(_rms(problem, fit), 1e-8)
-        beta = np.asarray(params0.beta) * (1 + 0.1 * k * rng.standard_normal(params0.beta.shape))
-        start = NLMEParams(
-            np.where(problem.free.beta, beta, params0.beta),
-            np.where(problem.free.theta, theta, params0.theta),
-            np.where(problem.free.error, np.nan, params0.error),
-        )
-        if not np.all(np.isfinite(start.theta)):
-            start = NLMEParams(start.beta, params0.theta, start.error)
-        again = drive(problem, method, params0=start, max_steps=max_steps, callback=callback)
-        attempts.append(_attempt(f"perturbed start {k + 1}", again))
-        if _good(again) or _value(again) > _value(best):
-            best = again
-        if _good(again):
-            break
-    return best, attempts
-
-
-def _good(fit) -> bool:
-    return result_name(fit.result) == "successful"
-
-
-def _value(fit) -> float:
-    value = float(fit.stats["log_likelihood"])
-    return value if np.isfinite(value) else -np.inf
-
-
-def _rms(problem, fit) -> float:
-    del fit
-    y = np.asarray(problem.y)[np.asarray(problem.weights) > 0]
-    return 0.1 * float(np.std(y))
-
-
-def _attempt(what: str, fit) -> dict[str, Any]:
-    return {
-        "start": what,
-        "result": result_name(fit.result),
-        "log_likelihood": float(fit.stats["log_likelihood"]),
-        "num_steps": int(fit.stats["num_steps"]),
-    }
-
-
-def _seed(key: Any) -> int:
-    if isinstance(key, int | np.integer):
-        return int(key)
-    return int(np.asarray(jax.random.key_data(key)).sum())
-
-
-def _callback(progress):
-    if callable(progress):
-        return progress
-    if progress is False:
-        return None
-    return progress_line(always=progress is True)
-

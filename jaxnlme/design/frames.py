@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import DataError, DataWarning, FormulaError, PrecisionWarning, nearest, some
+from jaxnlme._errors import DataError, DataWarning, FormulaError, PrecisionWarning, nearest, some, warn
 from jaxnlme._typing import Frame
 from jaxnlme.design.columns import (
     MAX_EXACT_INTEGER,
@@ -266,11 +265,10 @@ def select_rows(
         )
     if counts:
         per_column = ", ".join(f"{name!r}: {count}" for name, count in counts.items())
-        warnings.warn(
+        warn(
             f"{int(dropped.sum())} of {table.n} rows dropped because of missing values "
             f"({per_column}); row_index says which rows were used.",
             DataWarning,
-            stacklevel=3,
         )
     return np.flatnonzero(~dropped)
 
@@ -333,12 +331,11 @@ def to_float(column: Column, title: str, cast: str = "") -> np.ndarray:
     if values.dtype.kind in "iu":
         lost = (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER)
         if lost.any():
-            warnings.warn(
+            warn(
                 f"{title} holds integers beyond 2**53 (rows {some(np.flatnonzero(lost))}); float64 "
                 "cannot keep all their digits. Subtract a constant first, or use a category if "
                 "they are labels.",
                 PrecisionWarning,
-                stacklevel=3,
             )
     values = np.array(values, dtype=np.float64)
     values[column.missing] = np.nan

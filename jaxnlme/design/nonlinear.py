@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxnlme._errors import DataError, DataWarning, ModelSpecError, nearest, some
+from jaxnlme._errors import DataError, DataWarning, ModelSpecError, nearest, some, warn
 from jaxnlme.design.expressions import parse_parameter_formulas
 from jaxnlme.design.formula import DesignSpec, fixed_design
 from jaxnlme.design.frames import Table
@@ -281,13 +281,37 @@ def read_random(
     return tuple(out)
 
 
-def warn_unseen(name: str, unseen: Sequence, stack: int = 4) -> None:
+def warn_unseen(name: str, unseen: Sequence) -> None:
     """Warn that groups were not in the fit and get population values."""
-    import warnings
-
-    warnings.warn(
+    warn(
         f"group column {name!r}: level(s) {some(unseen)} were not in the fit; their rows get the "
         "population value.",
         DataWarning,
-        stacklevel=stack,
     )
+
+
+def check_times(table: Table, name: str, grouping: Grouping, rows: np.ndarray) -> None:
+    """Refuse negative, unsorted or repeated times within a group.
+
+    ``rows`` are the positions of the table's rows in the caller's frame, for the message.
+
+    Raises
+    ------
+    DataError
+    """
+    times, codes = table.numeric(name, "time"), grouping.layout.codes
+    order = np.argsort(codes, kind="stable")
+    same = np.concatenate([[False], codes[order][1:] == codes[order][:-1]])
+    step = np.concatenate([[0.0], np.diff(times[order])])
+    problems = (
+        ("negative", order[times[order] < 0], "Count time from the first record of the group."),
+        ("unsorted", order[same & (step < 0)], "Sort the rows by group and time."),
+        ("repeated", order[same & (step == 0)], "Keep one row per time, or move one by a little."),
+    )
+    for what, bad, cure in problems:
+        if len(bad):
+            labels = dict.fromkeys(grouping.layout.labels[codes[k]] for k in bad)
+            raise DataError(
+                f"time column {name!r} is {what} in group(s) {some(labels)}, row(s) "
+                f"{some(np.sort(rows[bad]))}: the model takes the rows of a group in the order of time. {cure}"
+            )

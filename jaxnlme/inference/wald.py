@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,24 +25,29 @@ def restriction(text: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarra
     >>> L.tolist(), r.tolist()
     ([[1.0, -1.0], [0.0, 2.0]], [0.0, 1.0])
     """
+    alias = {label: f"coefficient{k}" for k, label in enumerate(labels)}
+    longest_first = sorted(labels, key=len, reverse=True)
+    # One pass over whole names: a label may be part of another one, or hold a comma.
+    names = "|".join(re.escape(label) for label in longest_first)
+    text = re.sub(rf"(?<![\w.])(?:{names})(?![\w.])", lambda m: alias[m.group()], text)
     rows, rhs = [], []
     for piece in text.split(","):
         left, sign, right = piece.partition("=")
-        a, b = _linear(left, labels), _linear(right if sign else "0", labels)
+        a, b = _linear(left, alias), _linear(right if sign else "0", alias)
         rows.append(a[1:] - b[1:])
         rhs.append(b[0] - a[0])
     return np.array(rows), np.array(rhs)
 
 
-def _linear(text: str, labels: Sequence[str]) -> np.ndarray:
+def _linear(text: str, alias: Mapping[str, str]) -> np.ndarray:
     """Constant and slopes of a linear expression in the coefficients."""
-    alias = {label: f"coefficient{k}" for k, label in enumerate(labels)}
-    for label in sorted(labels, key=len, reverse=True):
-        text = text.replace(label, alias[label])
+    labels = list(alias)
     expression = parse(text.strip())
     unknown = [n for n in expression.names if n not in alias.values()]
     if unknown:
-        raise FormulaError(f"{unknown[0]!r} in {text!r} is no coefficient; they are {list(labels)}.")
+        raise FormulaError(
+            f"{unknown[0]!r} in {text!r} is no coefficient; they are {list(labels)}."
+        )
 
     def at(x: np.ndarray) -> float:
         return float(expression.evaluate(dict(zip(alias.values(), x, strict=True)), np))
@@ -55,15 +61,15 @@ def _linear(text: str, labels: Sequence[str]) -> np.ndarray:
     return np.concatenate([[constant], slopes])
 
 
-def wald(
-    L: np.ndarray, rhs: np.ndarray, beta: np.ndarray, vcov: np.ndarray
-) -> tuple[float, int]:
+def wald(L: np.ndarray, rhs: np.ndarray, beta: np.ndarray, vcov: np.ndarray) -> tuple[float, int]:
     """Return the chi-square statistic of ``L beta = rhs`` and its degrees of freedom."""
     L = np.atleast_2d(np.asarray(L, float))
     if L.shape[1] != len(beta):
         raise ModelSpecError(f"L has {L.shape[1]} columns, but there are {len(beta)} coefficients.")
     d = L @ beta - rhs
     middle = L @ vcov @ L.T
+    if not np.all(np.isfinite(middle)):
+        return np.nan, L.shape[0]
     rank = int(np.linalg.matrix_rank(middle))
     return float(d @ np.linalg.pinv(middle) @ d), rank
 

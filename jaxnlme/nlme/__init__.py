@@ -6,6 +6,7 @@ from jaxnlme.nlme.foce import FOCE
 from jaxnlme.nlme.laplace import AGQ, Laplace
 from jaxnlme.nlme.lme import LME, RELME
 from jaxnlme.nlme.method import AbstractMarginalMethod, AbstractMethod
+from jaxnlme.nlme.models import from_numpy, trajectory
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem, StructuralModel
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "NLMEProblem",
     "StructuralModel",
     "fit",
+    "from_numpy",
     "information",
     "marginal_log_likelihood",
+    "trajectory",
 ]

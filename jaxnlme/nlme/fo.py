@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jaxnlme.error_models import density_given_sd
 from jaxnlme.nlme.conditional import natural
 from jaxnlme.nlme.evaluate import derivatives, phi_of, taylor, to_random, to_random_square
 from jaxnlme.nlme.method import AbstractMarginalMethod, Inner
-from jaxnlme.error_models import density_given_sd
 from jaxnlme.numerics.small_linalg import cho_solve_vector, cholesky, logdet
 
 

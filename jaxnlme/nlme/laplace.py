@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlme._errors import ModelSpecError
+from jaxnlme.error_models import negative_log_density
 from jaxnlme.nlme.conditional import (
     conditional_mode,
     implicit_mode,
@@ -16,7 +17,6 @@ from jaxnlme.nlme.conditional import (
 )
 from jaxnlme.nlme.evaluate import derivatives, taylor
 from jaxnlme.nlme.method import AbstractMarginalMethod, Inner
-from jaxnlme.error_models import negative_log_density
 from jaxnlme.numerics.quadrature import gauss_hermite
 from jaxnlme.numerics.small_linalg import cholesky, logdet, solve_lower
 

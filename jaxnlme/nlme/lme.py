@@ -20,16 +20,25 @@ from jaxnlme._results import RESULTS
 from jaxnlme._typing import Array, Bool, Float, Int
 from jaxnlme.error_models import negative_log_density
 from jaxnlme.mixed.lmm import (
+    CrossProducts,
     covariance_information,
     cross_products,
     fixed_information,
     profile,
 )
-from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
-from jaxnlme.nlme.method import AbstractMethod, Summary, relative_start
+from jaxnlme.nlme.evaluate import (
+    derivatives,
+    design_columns,
+    phi_of,
+    random_factor,
+    to_random,
+    to_random_square,
+)
+from jaxnlme.nlme.method import AbstractMethod, Summary, diagonal_mask, factor_scale, over_chunks
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.numerics import outer
 from jaxnlme.numerics.blocks import small_matmul
+from jaxnlme.numerics.mode import Evaluation, find_mode
 from jaxnlme.numerics.small_linalg import cho_solve, inverse_spd, solve_lower
 
 
@@ -199,44 +208,46 @@ class LME(AbstractMethod):
         )
 
     def _pnls(self, problem: NLMEProblem, state: _State) -> _Pnls:
-        """Minimise |W^1/2 (z - f)|^2 + |u|^2 over beta and u at fixed covariance, by Gauss-Newton."""
+        """Minimise |W^1/2 (z - f)|^2 + |u|^2 over beta and u at fixed covariance.
+
+        For each beta the random effects go to their modes, group by group; beta then takes the Gauss-Newton
+        step of the linearised data, halved while the minimum over u does not fall. One step length for all
+        groups together would let the slowest of many groups decide.
+        """
         lam = problem.covariance.factor(state.theta)
         free = problem.free.beta.astype(lam.dtype)
         rows = problem.num_rows()
-        z = problem.response()
-        m, n = z.shape
-        dtype = z.dtype
+        m, n = problem.y.shape
+        dtype = problem.y.dtype
         # The weights of an f-dependent error are held within PNLS and refreshed between alternations.
         weights, _ = _weights_and_slope(problem, state.f, state.shape)
         loose = jnp.clip(1e-4 * state.change**2, 1e-16, 1e-6)
         tolerance = jnp.where(state.started, loose, jnp.inf)
 
+        def evaluate(beta, u):
+            def chunk(part, extra):
+                u, w = extra
+                return _modes_and_products(part, lam, beta, u, w)
+
+            return over_chunks(chunk, problem, (u, weights))
+
         def body(s: _Pnls) -> _Pnls:
-            phi = phi_of(problem, s.trial_beta, small_matmul(s.trial_u, lam.T))
-            f, J = derivatives(problem, phi, 1)
-            lin = _linearise(problem, weights, f, J, s.trial_u, state.theta)
-            zu = jnp.sum(small_matmul(lin.Z, lam[None]) * s.trial_u[:, None, :], -1)
-            r = lin.t - zu
-            pss = jnp.sum(lin.weights * r**2) + jnp.sum(s.trial_u**2)
-            finite = jnp.isfinite(pss) & jnp.all(jnp.isfinite(J))
+            sums, (u_hat, f, J, zz, zx, zt, ok) = evaluate(s.trial_beta, s.trial_u)
+            xx, xt, tt, pss, gx = sums
+            finite = jnp.isfinite(pss) & jnp.all(ok)
             first = ~jnp.isfinite(s.pss)
             bound = s.pss - 1e-4 * s.step * s.decrement + 1e-13 * jnp.abs(s.pss)
             accept = finite & (first | (pss <= bound))
-            c = cross_products(lin.Z, lin.X, lin.t, lin.weights)
-            fit = profile(c, lam, rows, free, restricted=False)
-            d_u = fit.u - s.trial_u
-            gx = jnp.sum(lin.weights[..., None] * lin.X * r[..., None], (0, 1)) * free
-            gz = jnp.sum(lin.weights[..., None] * lin.Z * r[..., None], 1)
-            gu = small_matmul(gz, lam) - s.trial_u
-            decrement = jnp.sum(gx * fit.beta) + jnp.sum(gu * d_u)
+            fit = profile(CrossProducts(zz, zx, zt, xx, xt, tt), lam, rows, free, restricted=False)
+            decrement = jnp.sum(gx * free * fit.beta)
             solved = jnp.isfinite(decrement)
 
             def pick(a, b):
                 return jnp.where(accept, a, b)
 
             d_beta = pick(jnp.where(solved, fit.beta, 0.0), s.d_beta)
-            d_u = pick(jnp.where(solved, d_u, 0.0), s.d_u)
-            beta, u = pick(s.trial_beta, s.beta), pick(s.trial_u, s.u)
+            d_u = pick(jnp.where(solved, fit.u - u_hat, 0.0), s.d_u)
+            beta, u = pick(s.trial_beta, s.beta), pick(u_hat, s.u)
             step = jnp.where(accept, 1.0, 0.5 * s.step).astype(dtype)
             halvings = jnp.where(accept, 0, s.halvings + 1)
             pss_kept = pick(pss, s.pss)
@@ -289,6 +300,7 @@ class LME(AbstractMethod):
         error = problem.error_model.start(rss / rows, ff / rows)
         units = jnp.array(problem.error_model.units[1:], bool)
         theta = _theta_scale(problem, pnls)
+        theta = theta * diagonal_mask(problem.covariance, theta.dtype)
         known = _State(
             **{
                 **{name: getattr(state, name) for name in state.__dataclass_fields__},
@@ -302,13 +314,16 @@ class LME(AbstractMethod):
         )
         return known
 
-    def _deviance(self, problem, lin: _Linear, theta, shape):
-        """Return -log L of the linearised data, its gradient in (theta, shape), and the LMM profile."""
+    def _deviance(self, problem, lin: _Linear, theta, shape, products: CrossProducts | None = None):
+        """Return -log L of the linearised data, its gradient in (theta, shape), and the LMM profile.
+
+        ``products`` saves the pass over the rows where the weights do not depend on ``shape``.
+        """
         free = problem.free.beta.astype(theta.dtype)
         used = problem.weights > 0
         lam, pull = jax.vjp(problem.covariance.factor, theta)
         weights, slope = _weights_and_slope(problem, lin.f, shape)
-        c = cross_products(lin.Z, lin.X, lin.t, weights)
+        c = cross_products(lin.Z, lin.X, lin.t, weights) if products is None else products
         fit = profile(c, lam, lin.rows, free, restricted=self.restricted)
         log_weights = jnp.sum(jnp.log(jnp.where(used, weights, 1.0)))
         value = 0.5 * (fit.deviance - log_weights)
@@ -351,12 +366,15 @@ class LME(AbstractMethod):
         )
         x0 = jnp.concatenate([state.theta, shape0])
         info = self._information(problem, lin, state.theta, shape0)
-        bfgs = outer.start(x0, inverse_spd(info, moving), moving)
+        floor = jnp.concatenate([1.0 / state.theta_scale**2, jnp.zeros_like(shape0)])
+        bfgs = outer.start(x0, inverse_spd(info, moving, floor=floor), moving)
         tolerance = jnp.clip(1e-5 * state.change**2, 1e-14, 1e-6)
+        fixed_weights = not shape0.shape[0]
+        products = cross_products(lin.Z, lin.X, lin.t, lin.weights) if fixed_weights else None
 
         def body(carry):
             s, _ = carry
-            value, gradient, _ = self._deviance(problem, lin, s.trial[:t], s.trial[t:])
+            value, gradient, _ = self._deviance(problem, lin, s.trial[:t], s.trial[t:], products)
             size = jnp.maximum(jnp.max(jnp.abs(s.x[:t]), initial=0.0), 1e-8)
             bound = jnp.ones_like(x0).at[:t].set(2.0 * size)
             s = outer.advance(s, value, gradient, free=moving, max_change=bound)
@@ -367,7 +385,7 @@ class LME(AbstractMethod):
         base = jnp.concatenate([state.theta, state.shape])
         x, damping = _damped(base, bfgs.x, info, state)
         theta, shape = x[:t], x[t:]
-        value, gradient, fit = self._deviance(problem, lin, theta, shape)
+        value, gradient, fit = self._deviance(problem, lin, theta, shape, products)
         free = problem.free.beta.astype(theta.dtype)
         k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
         sigma = jnp.sqrt(fit.pss / k)
@@ -461,10 +479,39 @@ def _damped(x0, x, info, state: _State) -> tuple[Array, Array]:
     return x0 + damping * step, damping
 
 
+def _modes_and_products(part: NLMEProblem, lam, beta, u0, weights):
+    """Modes of u at ``beta`` for some groups, and the cross-products of the data linearised there."""
+    BL = random_factor(part.B, lam)
+    z, used = part.response(), weights > 0
+    eye = jnp.eye(u0.shape[-1], dtype=u0.dtype)[None]
+
+    def evaluate(u):
+        phi = phi_of(part, beta, small_matmul(u, lam.T))
+        f, J, K = derivatives(part, phi, 2)
+        wr = jnp.where(used, weights * (z - f), 0.0)
+        value = 0.5 * jnp.sum(wr * (z - f), 1) + 0.5 * jnp.sum(u**2, -1)
+        gradient = u - to_random(wr[..., None] * J, BL)
+        JJ = weights[..., None, None] * (J[..., :, None] * J[..., None, :])
+        safe = eye + to_random_square(JJ, BL)
+        full = eye + to_random_square(JJ - wr[..., None, None] * K, BL)
+        return Evaluation(value, gradient, full, safe, (f, J))
+
+    mode = find_mode(evaluate, u0)
+    f, J = mode.evaluation.aux
+    Z, X = design_columns(J, part.B), design_columns(J, part.A)
+    r = jnp.where(used, z - f, 0.0)
+    t = r + jnp.sum(small_matmul(Z, lam[None]) * mode.u[:, None, :], -1)
+    c = cross_products(Z, X, t, weights)
+    gx = jnp.sum(weights[..., None] * X * r[..., None], (0, 1))
+    pss = 2.0 * jnp.sum(mode.evaluation.value)
+    usable = jnp.isfinite(mode.evaluation.value) & jnp.all(jnp.isfinite(J), (1, 2))
+    return (c.xx, c.xt, c.tt, pss, gx), (mode.u, f, J, c.zz, c.zx, c.zt, usable)
+
+
 def _theta_scale(problem: NLMEProblem, pnls: _Pnls) -> Float[Array, "t"]:
     zz = jnp.sum(problem.weights[..., None] * design_columns(pnls.J, problem.B) ** 2, 1)
     occupied = jnp.sum(zz > 0, 0).astype(zz.dtype)
-    return relative_start(problem.covariance, jnp.sum(zz, 0), occupied)
+    return factor_scale(problem.covariance, jnp.sum(zz, 0), occupied)
 
 
 def _params(problem: NLMEProblem, state: _State) -> NLMEParams:

@@ -135,7 +135,9 @@ class AbstractMarginalMethod(AbstractMethod):
         filled = jnp.where(missing, start_values(problem, trial, sums), trial.flat())
         fresh = outer.start(filled, state.bfgs.inverse_hessian, free)
 
-        h0 = inverse_information(sums, free)
+        scale = factor_scale(problem.covariance, sums.zz, sums.occupied)
+        typical = jnp.sqrt(sums.rss / sums.rows)
+        h0 = inverse_information(sums, free, scale * typical)
         old = eqx.tree_at(
             lambda b: b.inverse_hessian,
             state.bfgs,
@@ -152,7 +154,7 @@ class AbstractMarginalMethod(AbstractMethod):
             phase=jnp.minimum(state.phase + 1, 2),
             value=value,
             gradient=gradient,
-            theta_scale=relative_start(problem.covariance, sums.zz, sums.occupied),
+            theta_scale=scale,
         )
         return params.unflat(bfgs.x), state
 
@@ -307,17 +309,18 @@ def start_values(problem: NLMEProblem, trial: NLMEParams, sums: Sums) -> Float[A
     """Return start values from one evaluation at the start of beta without random effects."""
     error = problem.error_model.start(sums.rss / sums.rows, sums.ff / sums.rows)
     typical = 0.5 * jnp.sqrt(sums.rss / sums.rows)
-    theta = typical * relative_start(problem.covariance, sums.zz, sums.occupied)
+    scale = factor_scale(problem.covariance, sums.zz, sums.occupied)
+    theta = typical * scale * diagonal_mask(problem.covariance, scale.dtype)
     return jnp.concatenate([trial.beta, theta, error]).astype(trial.beta.dtype)
 
 
-def relative_start(
+def factor_scale(
     covariance: Covariance, zz: Float[Array, "q"], count: Float[Array, "q"]
 ) -> Float[Array, "t"]:
-    """Return start entries of the relative factor from sums of squared derivatives per effect.
+    """Return the size that counts as large for each entry of the relative factor (by its row).
 
     The relative precision factor starts at 0.375 times the root mean square of the derivative, as in R's
-    ``nlme`` (Bates and Pinheiro 1998, section 4.2).
+    ``nlme`` (Bates and Pinheiro 1998, section 4.2); this is its inverse.
     """
     at, parts = 0, []
     for block in covariance.blocks:
@@ -325,21 +328,34 @@ def relative_start(
         total = jnp.sum(zz[at : at + k].reshape(block.repeats, block.size), 0)
         groups = jnp.sum(count[at : at + k].reshape(block.repeats, block.size), 0)
         relative = jnp.sqrt(jnp.maximum(groups, 1.0) / jnp.where(total > 0, total, 1.0)) / 0.375
-        parts += [relative[i] if i == j else jnp.zeros_like(relative[i]) for i, j in block.entries]
+        parts += [relative[i] for i, _ in block.entries]
         at += k
     return jnp.stack(parts) if parts else jnp.zeros(0, zz.dtype)
 
 
-def inverse_information(sums: Sums, free: Bool[Array, "d"]) -> Float[Array, "d d"]:
-    """Return the block-diagonal inverse of the expected information, damped, on free parameters."""
+def diagonal_mask(covariance: Covariance, dtype) -> Float[Array, "t"]:
+    """Return 1 for the entries of theta on a factor's diagonal, 0 for the others."""
+    positions = covariance.diagonal_positions()
+    return jnp.array([k in positions for k in range(covariance.num_theta)], dtype)
+
+
+def inverse_information(
+    sums: Sums, free: Bool[Array, "d"], theta_scale: Float[Array, "t"]
+) -> Float[Array, "d d"]:
+    """Return the block-diagonal inverse of the expected information, damped, on free parameters.
+
+    Entries of the factor that stand near zero have next to no expected information, although the objective
+    is curved there: ``theta_scale`` bounds their curvature from below.
+    """
     blocks = [sums.beta_information, sums.theta_information, sums.error_information]
     d = sum(b.shape[0] for b in blocks)
     out = jnp.zeros((d, d), blocks[0].dtype)
     at = 0
-    for block in blocks:
+    floors = (0.0, 1.0 / theta_scale**2, 0.0)
+    for block, floor in zip(blocks, floors, strict=True):
         k = block.shape[0]
         if k:
-            inverse = inverse_spd(block, free[at : at + k])
+            inverse = inverse_spd(block, free[at : at + k], floor=floor)
             out = out.at[at : at + k, at : at + k].set(inverse)
         at += k
     return out

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._typing import Array, Float, PyTree, Shaped
+from jaxnlme._typing import Array, Float, PyTree
 from jaxnlme.covariance import Covariance
 from jaxnlme.error_models import AbstractErrorModel
 from jaxnlme.numerics.bijectors import AbstractBijector

@@ -158,7 +158,7 @@ def terminate(
     # At the noise floor of the objective no test on values can decide any more.
     floor = state.started & (state.stalls >= 3) & (0.5 * state.decrement <= 1e3 * tolerance)
     converged = (small & (state.num_steps > 1)) | floor
-    give_up = state.num_rejected >= 40
+    give_up = (state.num_rejected >= 40) | (state.stalls >= 10)
     blind = ~state.started & (state.num_steps >= 1)
     limit = state.num_steps >= max_steps
     done = converged | give_up | blind | limit

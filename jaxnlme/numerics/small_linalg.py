@@ -1,14 +1,16 @@
 """Cholesky kernels for many small matrices.
 
-LAPACK calls under ``vmap`` cost more than the arithmetic for tiny matrices, so up to ``UNROLL``
-the factorisation is written out and runs elementwise over the batch. Above it LAPACK is called.
-All functions work on trailing axes and accept any batch axes in front.
+Up to ``UNROLL`` the factorisation is written out and runs elementwise over the batch: LAPACK calls cost more
+than the arithmetic. Above it a loop over columns does the same with a program of constant size. LAPACK
+is not used at all: jaxlib's batched kernels wait for their own tasks inside XLA's thread pool, and two of
+them at once stop a program for ever on a machine with few cores (seen with jaxlib 0.10.2 on 2 cores,
+``lapack_dtrsm_ffi`` in ``ParallelBatchMap``). All functions work on trailing axes and accept batch axes.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 
 from jaxnlme._typing import Array, Bool, Float
 
@@ -19,7 +21,7 @@ def cholesky(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
     """Return the lower factor of ``a = L L'``; NaN where ``a`` is not positive definite."""
     q = a.shape[-1]
     if q > UNROLL:
-        return jnp.linalg.cholesky(a)
+        return _cholesky_loop(a)
     low: dict[tuple[int, int], Array] = {}
     for j in range(q):
         pivot = a[..., j, j]
@@ -36,16 +38,49 @@ def cholesky(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
     return jnp.stack(rows, -2) if q else a
 
 
+def _cholesky_loop(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
+    """Right-looking factorisation, one column per trip."""
+    q = a.shape[-1]
+    index = jnp.arange(q).reshape((1,) * (a.ndim - 2) + (q,))
+
+    def column(j, carry):
+        rest, low = carry
+        whole = jax.lax.dynamic_index_in_dim(rest, j, axis=a.ndim - 1, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(whole, j, axis=a.ndim - 2)
+        col = jnp.where(index >= j, whole / jnp.sqrt(pivot), 0.0)
+        low = jax.lax.dynamic_update_index_in_dim(low, col[..., None], j, axis=a.ndim - 1)
+        return rest - col[..., :, None] * col[..., None, :], low
+
+    return jax.lax.fori_loop(0, q, column, (a, jnp.zeros_like(a)))[1]
+
+
+def _solve_loop(low, rhs, transpose):
+    """Substitution, one row per trip."""
+    q = low.shape[-1]
+    batch = jnp.broadcast_shapes(low.shape[:-2], rhs.shape[:-2])
+    low = jnp.broadcast_to(low, batch + low.shape[-2:])
+    rhs = jnp.broadcast_to(rhs, batch + rhs.shape[-2:])
+    rows, cols = low.ndim - 2, low.ndim - 1
+
+    def row(k, x):
+        i = q - 1 - k if transpose else k
+        line = jax.lax.dynamic_index_in_dim(low, i, axis=cols if transpose else rows, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(line, i, axis=rows)
+        known = jnp.sum(line[..., :, None] * x, axis=-2)
+        target = jax.lax.dynamic_index_in_dim(rhs, i, axis=rows, keepdims=False)
+        value = (target - known) / pivot
+        return jax.lax.dynamic_update_index_in_dim(x, value[..., None, :], i, axis=rows)
+
+    return jax.lax.fori_loop(0, q, row, jnp.zeros_like(rhs))
+
+
 def solve_lower(
     low: Float[Array, "*#b q q"], rhs: Float[Array, "*#b q k"], *, transpose: bool = False
 ) -> Float[Array, "... q k"]:
     """Solve ``L x = rhs`` (or ``L' x = rhs`` with ``transpose``) for several right-hand sides."""
     q = low.shape[-1]
     if q > UNROLL:
-        batch = jnp.broadcast_shapes(low.shape[:-2], rhs.shape[:-2])
-        low = jnp.broadcast_to(low, batch + low.shape[-2:])
-        rhs = jnp.broadcast_to(rhs, batch + rhs.shape[-2:])
-        return jsl.solve_triangular(low, rhs, lower=True, trans=1 if transpose else 0)
+        return _solve_loop(low, rhs, transpose)
     x: dict[int, Array] = {}
     order = range(q - 1, -1, -1) if transpose else range(q)
     for i in order:
@@ -75,18 +110,24 @@ def logdet(low: Float[Array, "*b q q"]) -> Float[Array, "*b"]:
 
 
 def inverse_spd(
-    a: Float[Array, "d d"], free: Bool[Array, "d"], *, damping: float = 1e-3
+    a: Float[Array, "d d"],
+    free: Bool[Array, "d"],
+    *,
+    floor: Float[Array, "d"] | float = 0.0,
+    damping: float = 1e-7,
 ) -> Float[Array, "d d"]:
     """Return a damped inverse of an information matrix on the free coordinates.
 
-    The matrix is scaled to unit diagonal and ``damping`` is added there; coordinates that are held or
-    have no information get the identity, so the result is always positive definite.
+    Diagonal entries below ``floor`` are raised to it. The matrix is then scaled to unit diagonal and
+    ``damping`` is added there; coordinates that are held or have no information get the identity, so the
+    result is always positive definite.
     """
     eye = jnp.eye(a.shape[0], dtype=a.dtype)
+    a = a + jnp.diag(jnp.maximum(floor - jnp.diagonal(a), 0.0))
     good = free & (jnp.diagonal(a) > 0)
     scale = jnp.sqrt(jnp.where(good, jnp.diagonal(a), 1.0))
     scaled = jnp.where(good[:, None] & good[None], a / scale[:, None] / scale[None], 0.0)
-    scaled = scaled + jnp.diag(jnp.where(good, jnp.asarray(damping, a.dtype), 1.0))
+    scaled = scaled + jnp.diag(jnp.where(good, damping, 1.0).astype(a.dtype))
     inverse = cho_solve(cholesky(scaled), eye)
     inverse = jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, eye)
     return inverse / scale[:, None] / scale[None]

@@ -12,7 +12,7 @@ from jaxnlme.results.nlme import NLMEResults
 from jaxnlme.results.nlme_tables import chi2_tail, containment_df
 
 
-def anova(*fits: NLMEResults, type: int = 1, test: str = "F") -> Any:
+def anova(*fits: Any, type: int = 1, test: str = "F") -> Any:
     """Test the terms of one fit, or compare fits of the same data.
 
     Parameters
@@ -52,7 +52,9 @@ def _terms(fit: NLMEResults, type: int, test: str) -> Any:
     if test not in ("F", "Chisq", "Wald"):
         raise ModelSpecError(f"anova(test={test!r}) of one NLME fit: use 'F', 'Chisq' or 'Wald'.")
     if type not in (1, 3):
-        raise ModelSpecError(f"anova(type={type!r}) of an NLME fit: use 1 (sequential) or 3 (marginal).")
+        raise ModelSpecError(
+            f"anova(type={type!r}) of an NLME fit: use 1 (sequential) or 3 (marginal)."
+        )
     beta, vcov = np.asarray(fit.params), np.asarray(fit.vcov())
     n, p = fit.nobs, len(beta)
     if fit.method == "LME":
@@ -94,7 +96,7 @@ def _sequential(beta, vcov, seen, index):
     return float(np.sum(effects[start : len(seen)] ** 2)), len(index)
 
 
-def _f_tail(f: float, df1: float, df2: float) -> float:
+def _f_tail(f: float, df1: float | int, df2: float) -> float:
     from scipy import stats
 
     return float(stats.f.sf(f, df1, df2))
@@ -104,6 +106,12 @@ def _compare(fits: tuple[NLMEResults, ...], test: str) -> Any:
     if test not in ("LRT", "F", "Chisq"):
         raise ModelSpecError(f"anova(test={test!r}) of several NLME fits: only 'LRT'.")
     first = fits[0]
+    for fit in fits:
+        if fit._problem.prior is not None:
+            raise ModelSpecError(
+                "anova: a fit with priors= does not maximise its likelihood, so likelihood-ratio tests do not "
+                "hold; fit without priors."
+            )
     for fit in fits[1:]:
         if fit.method != first.method:
             raise ModelSpecError(
@@ -124,7 +132,12 @@ def _compare(fits: tuple[NLMEResults, ...], test: str) -> Any:
     }  # fmt: skip
     for k, fit in enumerate(fits):
         rows["model"].append(fit.formula)
-        for name, value in (("df", fit.df_model), ("aic", fit.aic), ("bic", fit.bic), ("llf", fit.llf)):
+        for name, value in (
+            ("df", fit.df_model),
+            ("aic", fit.aic),
+            ("bic", fit.bic),
+            ("llf", fit.llf),
+        ):
             rows[name].append(value)
         gap = 0 if k == 0 else fit.df_model - fits[k - 1].df_model
         if gap == 0:

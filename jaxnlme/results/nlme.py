@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import warnings
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 
 from jaxnlme._errors import (
     ConvergenceWarning,
+    DataError,
     IdentifiabilityWarning,
     ModelSpecError,
     SingularFitWarning,
+    some,
+    warn,
 )
 from jaxnlme._precision import host64
 from jaxnlme._results import RESULTS, result_name, result_sentence
@@ -42,9 +45,10 @@ from jaxnlme.results.nlme_compute import (
     interval_scale,
     lme_variance_information,
     reported_covariance,
+    reported_covariance_slope,
     variance_parameters,
 )
-from jaxnlme.results.nlme_spec import NLMESpec
+from jaxnlme.results.nlme_spec import NLMESpec, check_response
 
 _NOT_BUILT = frozenset(
     """bootstrap profile sir vpc npde log_likelihood samples save to_arviz hypotheses
@@ -247,7 +251,13 @@ class NLMEResults:
     @property
     def message(self) -> str:
         """One sentence that says how the fit ended."""
+        if self._stopped:
+            return "The fit was stopped by progress= before convergence."
         return result_sentence("singular" if self.converged and self._singular else result_name(self.result))
+
+    @property
+    def _stopped(self) -> bool:
+        return not self.converged and self.attempts[-1]["result"] == "stopped"
 
     @property
     def is_singular(self) -> bool:
@@ -378,7 +388,7 @@ class NLMEResults:
         return tables.conf_int(self, alpha, df_method)
 
     @functools.cached_property
-    def _variance_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Callable]:
+    def _variance_table(self) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], Callable]:
         """Reported variance parameters, their standard errors, and the interval scale."""
         return self._variance_parameters()
 
@@ -472,9 +482,12 @@ class NLMEResults:
             ``"response"``, or ``"link"`` (the log scale for exponential error).
         re
             ``"individual"`` (with random effects; unseen groups get the population value and a
-            ``DataWarning``) or ``"population"`` (b = 0).
+            ``DataWarning``) or ``"population"`` (b = 0). With nested groups also the name of a grouping
+            column: random effects of that level and of those around it.
         interval
-            ``"confidence"`` or ``"prediction"``: a frame fit, low, high by the delta method.
+            ``"confidence"`` or ``"prediction"``: a frame fit, low, high by the delta method. Prediction
+            intervals of ``re="population"`` are for a row of a new group, those of ``"individual"`` for
+            another row of its group.
         level
             Coverage of the interval.
 
@@ -550,13 +563,23 @@ class NLMEResults:
         """Fit again to another response (one value per row used), starting from these estimates."""
         y = np.asarray(y, float)
         if y.shape != self._y.shape:
-            raise ModelSpecError(f"refit: y has shape {y.shape}, expected {self._y.shape}.")
+            raise DataError(
+                f"refit: y has shape {y.shape}, expected {self._y.shape}: one value per row used."
+            )
+        bad = np.flatnonzero(~np.isfinite(y))
+        if len(bad):
+            raise DataError(f"refit: y is missing or infinite in {len(bad)} row(s): {some(bad)}.")
+        check_response(self._spec, y)
         problem = self._spec.problem(
             self._table.take(self.row_index), self._grouping, y, self._weights,
             self._estimates.beta, self._problem.free, self._problem.prior,
         )  # fmt: skip
+        began = time.perf_counter()
         fit = drive(problem, self._method, params0=self.fit.params)
-        return make_results(**{**self._parts(), "problem": problem, "y": y, "fit": fit})
+        attempt = {"start": "estimates of the first fit", "result": result_name(fit.result)}
+        attempt |= {k: fit.stats[k].item() for k in ("log_likelihood", "num_steps")}
+        parts = {"problem": problem, "y": y, "fit": fit, "attempts": [attempt]}
+        return make_results(**{**self._parts(), **parts, "seconds": time.perf_counter() - began})
 
     @host64
     def with_params(self, values: Mapping[str, Any]) -> NLMEResults:
@@ -584,21 +607,6 @@ class NLMEResults:
         }  # fmt: skip
 
 
-def reported_covariance_slope(names, positive, values) -> np.ndarray:
-    """Derivative of the interval scale: 1/v for logs, 1/(1 - r^2) for correlations, 1 otherwise."""
-    out = []
-    errors = len(positive)
-    for k, (name, v) in enumerate(zip(names, values, strict=True)):
-        at = k - (len(names) - errors)
-        if name.startswith("cor("):
-            out.append(1 / (1 - v**2) if abs(v) < 1 else np.nan)
-        elif at >= 0 and not positive[at]:
-            out.append(1.0)
-        else:
-            out.append(1 / v if v > 0 else np.nan)
-    return np.array(out)
-
-
 def make_results(**parts: Any) -> NLMEResults:
     """Turn a fit into results: dialect, covariance, singular components, and the warnings."""
     fit: NLMEFit = parts["fit"]
@@ -608,7 +616,9 @@ def make_results(**parts: Any) -> NLMEResults:
     if name == "nonfinite":
         _raise_nonfinite(parts)
     estimates, llf = fit.params, float(fit.stats["log_likelihood"])
-    beta_covariance, variance_covariance, flat = _covariance(problem, method, fit, spec)
+    beta_covariance, variance_covariance, flat = _covariance(
+        problem, method, fit, spec, parts.pop("flat", None)
+    )
     if parts["dialect"] == "R-REML":
         estimates, llf, beta_covariance = tables.r_reml(problem, fit, llf, beta_covariance)
     singular = tables.singular_components(spec, problem, fit, parts["y"])
@@ -620,13 +630,15 @@ def make_results(**parts: Any) -> NLMEResults:
     return results
 
 
-def _covariance(problem, method, fit, spec):
+def _covariance(problem, method, fit, spec, flat):
     f = len(spec.fixed.labels)
     if isinstance(method, LME):
-        return np.asarray(fit.state.beta_covariance), None, None
+        covariance = np.asarray(fit.state.beta_covariance)
+        flat = flat or tables.flat_covariance(covariance, np.asarray(problem.free.beta), spec.fixed.labels)
+        return covariance if flat is None else np.full((f, f), np.nan), None, flat
     hessian = information(problem, method, fit)
     free = np.asarray(problem.free.flat())
-    flat = tables.flat_direction(hessian, free, spec.all_names, np.asarray(fit.params.flat()))
+    flat = tables.flat_direction(hessian, free, spec.all_names)
     if flat is not None and not tables.only_zero_variances(spec, problem, fit):
         return np.full((f, f), np.nan), np.full((len(free) - f,) * 2, np.nan), flat
     covariance = tables.invert(hessian, free)
@@ -660,27 +672,25 @@ def _warn(results: NLMEResults, name: str, flat: Any) -> None:
     spec = results._spec
     if not results.converged:
         stats = results.fit.stats
-        warnings.warn(
-            f"the fit did not converge ({name}): {result_sentence(name)} Steps {results.n_iter}, largest "
+        why = results.message if results._stopped else f"({name}) {result_sentence(name)}"
+        warn(
+            f"the fit did not converge: {why} Steps {results.n_iter}, largest "
             f"gradient {float(np.max(np.abs(stats['gradient']), initial=0.0)):.3g}, squared step "
             f"{float(stats['decrement']):.3g} (in standard errors). To continue: "
             "fit.update(start=dict(fit.params.items()), max_steps=...).",
             ConvergenceWarning,
-            stacklevel=5,
         )
     if results._singular:
-        warnings.warn(
+        warn(
             f"singular fit: {', '.join(results._singular)} is at the boundary (zero variance or "
             "correlation +-1); its standard error is not defined. Leave it out of random= or use a simpler "
             "covariance=.",
             SingularFitWarning,
-            stacklevel=5,
         )
     if flat is not None:
-        warnings.warn(
+        warn(
             "the Hessian at the estimate is not positive definite; the likelihood is flat along "
             f"{flat}. Standard errors are NaN. Fix one of these parameters (fix=) or simplify the model "
             f"{spec.formula!r}.",
             IdentifiabilityWarning,
-            stacklevel=5,
         )

@@ -49,9 +49,7 @@ _compiled_predict = outer_jit(_predict)
 _compiled_mode = outer_jit(_mode)
 
 
-def evaluate(
-    problem: NLMEProblem, layout: GroupLayout, beta: Any, b: Any, error: Any
-) -> Point:
+def evaluate(problem: NLMEProblem, layout: GroupLayout, beta: Any, b: Any, error: Any) -> Point:
     """Evaluate the model and its derivatives for all rows."""
     f, X, Z, sd, phi = (np.asarray(a) for a in _compiled_evaluate(problem, beta, b, error))
     w = layout.unpack(problem.weights)
@@ -172,3 +170,18 @@ def lme_variance_information(problem: NLMEProblem, method: LME, state: Any, para
 def reported_covariance(problem: NLMEProblem, x: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Covariance of the reported variance parameters by the delta method."""
     return delta(lambda v: variance_parameters(problem, v), x, covariance)
+
+
+def reported_covariance_slope(names, positive, values) -> np.ndarray:
+    """Derivative of the interval scale: 1/v for logs, 1/(1 - r^2) for correlations, 1 otherwise."""
+    out = []
+    errors = len(positive)
+    for k, (name, v) in enumerate(zip(names, values, strict=True)):
+        at = k - (len(names) - errors)
+        if name.startswith("cor("):
+            out.append(1 / (1 - v**2) if abs(v) < 1 else np.nan)
+        elif at >= 0 and not positive[at]:
+            out.append(1.0)
+        else:
+            out.append(1 / v if v > 0 else np.nan)
+    return np.array(out)

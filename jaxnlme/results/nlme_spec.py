@@ -13,7 +13,7 @@ from jaxnlme.covariance import Covariance, CovarianceBlock
 from jaxnlme.design.expressions import Expression
 from jaxnlme.design.formula import evaluate_numbers
 from jaxnlme.design.frames import Table
-from jaxnlme.design.groups import bucket
+from jaxnlme.design.groups import GroupLayout, bucket
 from jaxnlme.design.nonlinear import (
     Grouping,
     Level,
@@ -118,6 +118,8 @@ class NLMESpec:
                 "nested): pass that column as a predictor and use it inside the model."
             )
         x = {name: layout.pack(table.numeric(name, "predictor")) for name in self.predictors}
+        if self.model.kind == "group":
+            x = {name: _end_padded(a, layout) for name, a in x.items()}
         blocks = tuple(
             CovarianceBlock(pattern, count)
             for pattern, count in zip(self.patterns, repeats, strict=True)
@@ -150,9 +152,23 @@ class NLMESpec:
         e = np.asarray(natural, float)
         positive = np.array(self.error_model.positive)
         if np.any(positive & ~(e > 0)):
-            bad = [n for n, p, v in zip(self.error_names, positive, e, strict=True) if p and not v > 0]
-            raise ModelSpecError(f"the error parameter(s) {bad} must be positive, got {e.tolist()}.")
+            bad = [
+                n for n, p, v in zip(self.error_names, positive, e, strict=True) if p and not v > 0
+            ]
+            raise ModelSpecError(
+                f"the error parameter(s) {bad} must be positive, got {e.tolist()}."
+            )
         return np.where(positive, np.log(np.where(positive, e, 1.0)), e)
+
+
+def _end_padded(packed: np.ndarray, layout: GroupLayout) -> np.ndarray:
+    """Let padded rows repeat the group's last row: times that are sorted stay sorted."""
+    count = np.bincount(layout.codes, minlength=layout.num_groups)
+    last = np.full(layout.shape[0], count[0] - 1)
+    last[: layout.num_groups] = count - 1
+    row = np.minimum(np.arange(layout.shape[1]), last[:, None])
+    packed[layout.num_groups :] = packed[0]
+    return np.take_along_axis(packed, row, 1)
 
 
 def check_response(spec: NLMESpec, y: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html as html_module
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._results import RESULTS, result_name
 from jaxnlme.covariance import CovarianceBlock
+from jaxnlme.design.frames import Table
 from jaxnlme.design.nonlinear import Grouping
 from jaxnlme.nlme.fit import NLMEFit
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
@@ -37,7 +38,7 @@ def p_values(t: np.ndarray, df: np.ndarray | None) -> np.ndarray:
     return 2 * (stats.norm.sf(z) if df is None else stats.t.sf(z, df))
 
 
-def chi2_tail(statistic: float, df: float) -> float:
+def chi2_tail(statistic: float, df: float | int) -> float:
     """Upper tail of the chi-square distribution."""
     from scipy import stats
 
@@ -79,9 +80,7 @@ def invert(hessian: np.ndarray, free: np.ndarray) -> np.ndarray:
     return out
 
 
-def flat_direction(
-    hessian: np.ndarray, free: np.ndarray, names: tuple[str, ...], x: np.ndarray
-) -> str | None:
+def flat_direction(hessian: np.ndarray, free: np.ndarray, names: tuple[str, ...]) -> str | None:
     """Name the direction along which the likelihood is flat, or None."""
     index = np.flatnonzero(free)
     block = hessian[np.ix_(index, index)]
@@ -91,12 +90,31 @@ def flat_direction(
     values, vectors = np.linalg.eigh(block / scale[:, None] / scale)
     if values[0] > 1e-7:
         return None
-    direction = vectors[:, 0] / scale
+    return describe_direction(vectors[:, 0] / scale, [names[k] for k in index])
+
+
+def describe_direction(direction: np.ndarray, names: Sequence[str]) -> str:
+    """Write a direction as ``"+1*a -0.5*b"``, its small parts left out."""
     direction = direction / np.max(np.abs(direction))
-    parts = [
-        f"{d:+.2g}*{names[k]}" for d, k in zip(direction, index, strict=True) if abs(d) > 0.05
-    ]
-    return " ".join(parts)
+    return " ".join(
+        f"{d:+.2g}*{name}" for d, name in zip(direction, names, strict=True) if abs(d) > 0.05
+    )
+
+
+def flat_covariance(covariance: np.ndarray, free: np.ndarray, names: Sequence[str]) -> str | None:
+    """Name the direction whose variance is beyond the digits of the inverse (LME), or None."""
+    index = np.flatnonzero(free)
+    block = covariance[np.ix_(index, index)]
+    if not index.size:
+        return None
+    if not np.all(np.isfinite(block)) or np.any(np.diag(block) <= 0):
+        return "(their covariance is not finite)"
+    scale = np.sqrt(np.diag(block))
+    values, vectors = np.linalg.eigh(block / scale[:, None] / scale)
+    if values[0] > 1e-10:
+        return None
+    # The widest direction of a correlation matrix of rank one, in the parameters' own units.
+    return describe_direction(vectors[:, -1] * scale, [names[k] for k in index])
 
 
 def singular_components(
@@ -360,11 +378,7 @@ def augment(results: NLMEResults) -> Any:
     table, spec = results._table, results._spec
     columns: dict[str, Any] = {}
     for name in dict.fromkeys([*spec.groups, *spec.response_columns, *spec.columns]):
-        if table.is_numeric(name):
-            columns[name] = table.numeric(name)
-        else:
-            factor = table.factor(name)
-            columns[name] = [None if c < 0 else factor.labels[c] for c in factor.codes]
+        columns[name] = as_given(table, name)
     computed = {
         "fitted": results.fittedvalues,
         "population": results._response_scale(results._population.f),
@@ -375,6 +389,18 @@ def augment(results: NLMEResults) -> Any:
         full[results.row_index] = values
         columns[name] = full
     return table.native(columns)
+
+
+def as_given(table: Table, name: str) -> Any:
+    """Return a column as the caller gave it: numbers as numbers, categories by level."""
+    column = table.column(name)
+    if column.kind != "category":
+        if column.missing.any() and column.kind in ("number", "bool"):
+            values = column.values.astype(float)
+            values[column.missing] = np.nan
+            return values
+        return column.values
+    return [None if c < 0 else column.levels[c] for c in column.values]
 
 
 def as_dict(results: NLMEResults) -> dict[str, Any]:
@@ -404,6 +430,8 @@ def replaced(results: NLMEResults, values: Mapping[str, Any]) -> NLMEParams:
     error = results._spec.natural_error(results._estimates.error)
     psis = [np.array(p) for p in results._psi_list()]
     for name, value in values.items():
+        if not np.isfinite(value):
+            raise ModelSpecError(f"with_params: {name!r}={value!r} must be a finite number.")
         if name in spec.fixed.labels:
             beta[spec.fixed.labels.index(name)] = value
         elif name in spec.error_names:
@@ -415,6 +443,9 @@ def replaced(results: NLMEResults, values: Mapping[str, Any]) -> NLMEParams:
                 f"with_params: {name!r} is no parameter; they are {list(spec.all_names)}."
                 + nearest(str(name), spec.all_names)
             )
+    for psi in psis:
+        if np.min(np.linalg.eigvalsh(psi), initial=0.0) < -1e-10 * np.max(np.abs(psi), initial=0.0):
+            raise ModelSpecError("with_params: the correlations given make no covariance matrix.")
     return NLMEParams(beta, problem.covariance.theta(psis), spec.unconstrained_error(error))
 
 
@@ -427,6 +458,11 @@ def _replace_variance(spec: NLMESpec, psis: list[np.ndarray], name: str, value: 
             continue
         i, j = entries[k - at]
         sd = np.sqrt(np.diag(psi))
+        if (i == j and value < 0) or (i != j and abs(value) > 1):
+            raise ModelSpecError(
+                f"with_params: {name!r}={value!r}; "
+                + ("a standard deviation is >= 0." if i == j else "a correlation lies in [-1, 1].")
+            )
         if i == j:
             factor = value / sd[i] if sd[i] > 0 else 0.0
             psi[i] *= factor

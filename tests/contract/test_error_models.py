@@ -168,5 +168,5 @@ def test_formulas():
 
 def test_names():
     assert as_error_model(Sloped()).name == "sloped"
-    with pytest.raises(ModelSpecError, match="'proportonal'.*proportional"):
+    with pytest.raises(ModelSpecError, match=r"'proportonal'.*proportional"):
         as_error_model("proportonal")

@@ -243,7 +243,9 @@ def params_from_estimates(problem: NLMEProblem, estimates: dict) -> NLMEParams:
 
 
 def params_of(beta: Any, theta: Any, error: Any) -> NLMEParams:
-    return NLMEParams(*(jnp.asarray(np.asarray(v, float).reshape(-1)) for v in (beta, theta, error)))
+    return NLMEParams(
+        *(jnp.asarray(np.asarray(v, float).reshape(-1)) for v in (beta, theta, error))
+    )
 
 
 def at(problem: NLMEProblem, method: nlme.AbstractMarginalMethod, params: NLMEParams) -> NLMEFit:

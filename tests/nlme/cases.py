@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+
 from helpers import data, reference
 
 LOGISTIC = "Asym/(1 + exp(-({x} - xmid)/scal))"

@@ -1,7 +1,7 @@
 """Gradients through the implicit modes against central differences of the objective.
 
-Tolerance 1e-5 relative to the largest entry (the issue's figure): with a step of 1e-5 the differences
-themselves are good to about eps |log L| / step = 1e-8 of a gradient of order 10 to 100.
+Tolerance 1e-5 relative to the largest entry (the issue's figure): with a step of 1e-5 the
+differences themselves are good to about eps |log L| / step = 1e-8 of a gradient of order 10 to 100.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_quadrature_integrates_a_single_effect_exactly():
     total = 0.0
     for i in range(12):
         rows = w[i] > 0
-        phi = jnp.exp(beta + jnp.stack([b, 0 * b, 0 * b], -1))
+        phi = jnp.exp(beta[None] + jnp.stack([b, 0 * b, 0 * b], -1))
         f = np.asarray(jax.vmap(theo, in_axes=(0, None))(phi, x[i][rows]))
         log_density = -0.5 * ((y[i][rows] - f) / a) ** 2 - np.log(a) - 0.5 * np.log(2 * np.pi)
         joint = log_density.sum(1) - 0.5 * (b / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))

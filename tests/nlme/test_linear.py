@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlme.build import at, build, exact_case, line, log_likelihood, params_from_estimates, params_of, theo
+from nlme.build import (
+    at,
+    build,
+    exact_case,
+    line,
+    log_likelihood,
+    params_from_estimates,
+    params_of,
+    theo,
+)
 
 from helpers import data, matrix, reference
 from jaxnlme import nlme

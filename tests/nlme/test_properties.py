@@ -1,6 +1,6 @@
-"""What must not change an answer: padding, order, units, chunks, batches; and what must be reported.
+"""What must not change an answer (padding, order, units, chunks, batches), and result codes.
 
-Tolerances: two programs that add the same numbers in another order differ by some 1e-14 relative, so
+Tolerances: programs that add the same numbers in another order differ by some 1e-14 relative, so
 1e-12 relative for values at given parameters. Fits of such programs stop at slightly different
 points; half the decrement is below 1e-9 there, so their logLik agrees to 2e-9.
 """
@@ -40,7 +40,8 @@ pytestmark = pytest.mark.x64
 LME = nlme.LME()
 METHODS = {"LME": LME, "FOCE": nlme.FOCE(), "Laplace": nlme.Laplace()}
 PARAMS = ((0.6, 3.3, 0.9), (0.5, 0.15, 0.1, 0.2), [-0.3])
-FIT_TOLERANCE = 4e-9
+# The logLik of LME is not stationary at its fixed point, which is met to 1e-7 standard errors.
+FIT_TOLERANCE = {"LME": 1e-7, "FOCE": 4e-9, "Laplace": 4e-9}
 
 
 def value_and_gradient(problem, method, params):
@@ -178,7 +179,7 @@ def test_the_order_of_rows_and_groups_does_not_matter(base, method):
     assert layout.labels != tuple(str(k + 1) for k in range(12))
     one, two = drive(base, METHODS[method]), drive(problem, METHODS[method])
     a, b = (float(f.stats["log_likelihood"]) for f in (one, two))
-    assert abs(a - b) <= FIT_TOLERANCE
+    assert abs(a - b) <= FIT_TOLERANCE[method]
     # The random effects follow their group.
     mine = np.asarray(two.stats["b"])[[layout.labels.index(str(k + 1)) for k in range(12)]]
     np.testing.assert_allclose(mine, one.stats["b"][:12], atol=1e-4)
@@ -188,9 +189,7 @@ def test_the_order_of_rows_and_groups_does_not_matter(base, method):
 def test_units_of_the_response_shift_the_log_likelihood(base, method):
     """y and dose in other units: log L moves by -n log c, the log of the error by log c."""
     c = 37.0
-    scaled = eqx.tree_at(
-        lambda p: (p.y, p.x), base, (c * base.y, base.x * jnp.array([[[c, 1.0]]]))
-    )
+    scaled = eqx.tree_at(lambda p: (p.y, p.x), base, (c * base.y, base.x * jnp.array([[[c, 1.0]]])))
     params = params_of(*PARAMS)
     moved = eqx.tree_at(lambda p: p.error, params, params.error + np.log(c))
     value, gradient = value_and_gradient(base, MARGINAL[method], params)
@@ -202,11 +201,9 @@ def test_units_of_the_response_shift_the_log_likelihood(base, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("c", [1e-3, 1e3])
 def test_units_of_the_response_do_not_change_the_fit(base, method, c):
-    scaled = eqx.tree_at(
-        lambda p: (p.y, p.x), base, (c * base.y, base.x * jnp.array([[[c, 1.0]]]))
-    )
+    scaled = eqx.tree_at(lambda p: (p.y, p.x), base, (c * base.y, base.x * jnp.array([[[c, 1.0]]])))
     value, other = fitted(base, METHODS[method]), fitted(scaled, METHODS[method])
-    assert abs(other + 120 * np.log(c) - value) <= FIT_TOLERANCE
+    assert abs(other + 120 * np.log(c) - value) <= FIT_TOLERANCE[method]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -219,7 +216,7 @@ def test_units_of_time_shift_the_rates(base, method):
     )
     one, two = drive(base, METHODS[method]), drive(scaled, METHODS[method])
     a, b = (float(f.stats["log_likelihood"]) for f in (one, two))
-    assert abs(a - b) <= FIT_TOLERANCE
+    assert abs(a - b) <= FIT_TOLERANCE[method]
     np.testing.assert_allclose(two.params.beta, one.params.beta + shift, atol=1e-4)
 
 
@@ -233,7 +230,7 @@ def test_weight_zero_is_deletion(method):
     deleted, _ = shuffled(kept)
     assert masked.y.shape == deleted.y.shape
     a, b = fitted(masked, METHODS[method]), fitted(deleted, METHODS[method])
-    assert abs(a - b) <= FIT_TOLERANCE
+    assert abs(a - b) <= FIT_TOLERANCE[method]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -243,7 +240,7 @@ def test_the_scale_of_a_parameter_without_random_effect_is_free(method):
     plain = theo_problem(random=[0, 2], transforms=("log", "id", "log"), beta0=start)
     one, two = drive(log, METHODS[method]), drive(plain, METHODS[method])
     assert result_name(one.result) == result_name(two.result) == "successful"
-    assert abs(one.stats["log_likelihood"] - two.stats["log_likelihood"]) <= FIT_TOLERANCE
+    assert abs(one.stats["log_likelihood"] - two.stats["log_likelihood"]) <= FIT_TOLERANCE[method]
     np.testing.assert_allclose(two.params.beta[1], np.exp(one.params.beta[1]), rtol=1e-5)
 
 
@@ -328,7 +325,7 @@ def test_parameters_that_are_held_stay_put(base):
 @pytest.mark.parametrize("error", ["constant", "combined", "power"])
 @pytest.mark.parametrize("restricted", [False, True], ids=["LME", "RELME"])
 def test_lme_objective_at_its_fit_is_that_of_the_fit(error, restricted):
-    """Beta and sigma are profiled out at the same linearisation: the fixed point, to its tolerance."""
+    """Beta and sigma are profiled out at the same linearisation: the fixed point."""
     problem = theo_problem(pattern=PATTERN, error=error)
     method = nlme.LME(restricted=restricted)
     fit = drive(problem, method)

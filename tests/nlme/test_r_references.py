@@ -11,10 +11,10 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import reference, vector
 from nlme.cases import CASES, case
 
 import jaxnlme as jn
+from helpers import reference, vector
 
 ZERO = 1e-3  # a reference sd below it stands for 0 (README of the references)
 
@@ -65,7 +65,9 @@ def check_random(stored, fit):
         scale = np.outer(sd, sd)[keep]
         np.testing.assert_allclose(ours[keep] / scale, cov[keep] / scale, atol=2e-5)
         part = ranef[ranef.group == level]
-        table = {(str(g), t): e for g, t, e in zip(part.level, part.term, part.estimate, strict=True)}
+        table = {
+            (str(g), t): e for g, t, e in zip(part.level, part.term, part.estimate, strict=True)
+        }
         for group, effects in stored["ranef"][level].items():
             for k, term in enumerate(names):
                 if not zero[k]:
@@ -83,7 +85,9 @@ def test_boundary_is_flagged():
 def test_population_and_individual_predictions_equal_r():
     stored, fit = fitted("theoph_diag2_ml")
     first = stored["fitted_first10"]
-    np.testing.assert_allclose(fit.fittedvalues[:10], vector(first["individual"]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        fit.fittedvalues[:10], vector(first["individual"]), rtol=1e-6, atol=1e-9
+    )
     population = fit.predict(re="population")[:10]
     np.testing.assert_allclose(population, vector(first["population"]), rtol=1e-6, atol=1e-9)
     rss = float(np.sum(fit.residuals("ires") ** 2))

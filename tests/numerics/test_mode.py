@@ -1,4 +1,7 @@
-"""The mode finder: exact for quadratics, safe on hard problems, group by group."""
+"""The mode finder: exact for quadratics, safe on hard problems, group by group.
+
+A group stops at a squared Newton step of 1e-13 or less (in conditional sd): modes are good to 4e-7.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,8 @@ def test_the_evaluation_belongs_to_the_mode():
 
     mode = find_mode(lambda u: evaluation(value, u), jnp.full((4, 2), 3.0))
     np.testing.assert_array_equal(mode.evaluation.aux, mode.u)
-    np.testing.assert_allclose(mode.u, np.arange(4)[:, None] * np.ones(2), atol=1e-9)
-    np.testing.assert_allclose(mode.evaluation.value, 2.0, rtol=1e-14)
+    np.testing.assert_allclose(mode.u, np.arange(4)[:, None] * np.ones(2), atol=4e-7)
+    np.testing.assert_allclose(mode.evaluation.value, 2.0, rtol=1e-12)
 
 
 def test_full_steps_that_overshoot_are_halved():
@@ -53,7 +56,7 @@ def test_full_steps_that_overshoot_are_halved():
 
     mode = find_mode(lambda u: evaluation(value, u), jnp.array([[2.0], [-3.0], [0.5]]))
     assert bool(jnp.all(mode.converged))
-    np.testing.assert_allclose(mode.u, 0, atol=1e-8)
+    np.testing.assert_allclose(mode.u, 0, atol=4e-7)
 
 
 def test_an_indefinite_hessian_is_replaced():
@@ -62,7 +65,7 @@ def test_an_indefinite_hessian_is_replaced():
 
     mode = find_mode(lambda u: evaluation(value, u), jnp.array([[0.1], [-0.1]]))
     assert bool(jnp.all(mode.converged))
-    np.testing.assert_allclose(mode.u, [[1.0], [-1.0]], atol=1e-8)
+    np.testing.assert_allclose(mode.u, [[1.0], [-1.0]], atol=4e-7)
 
 
 def test_a_group_without_finite_values_hurts_no_other():
