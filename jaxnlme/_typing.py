@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array as JaxArray
 from jaxtyping import ArrayLike, Bool, Float, Int, PyTree, Shaped
 
-__all__ = ["Array", "ArrayLike", "Bool", "Float", "Frame", "Int", "NumpyArray", "PyTree"]
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Frame", "Int", "NumpyArray", "PyTree", "Shaped"]
 
 NumpyArray = np.ndarray
 Array = JaxArray | np.ndarray  # pure functions take both; doors keep numpy

@@ -7,6 +7,8 @@ level, column by column within each row), not logged: a variance of zero is an o
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +132,7 @@ class Covariance(eqx.Module):
                 at += block.size
         return out
 
-    def psi(self, theta: np.ndarray) -> list[np.ndarray]:
+    def psi(self, theta: Any) -> list[np.ndarray]:
         """Return the covariance matrix of each level (host)."""
         out = []
         for block, part in zip(self.blocks, self.split(np.asarray(theta)), strict=True):

@@ -46,7 +46,7 @@ def say(text: str = "") -> None:
 
 def compare(title: str, fit: NLMEResults, reference: dict[str, float]) -> None:
     """Print estimates beside R's."""
-    psi = fit.psi()
+    psi = np.asarray(fit.psi())
     ours = {
         "log-likelihood": fit.llf, **fit.params.to_dict(),
         "sd(lKa)": psi[0, 0] ** 0.5, "sd(lCl)": psi[1, 1] ** 0.5, "sigma": fit.sigma,
@@ -68,7 +68,11 @@ def fit_like_r(theoph) -> NLMEResults:
             covariance=covariance, start=START,
         )  # fmt: skip
         seconds = time.perf_counter() - began
-        compare(f"Theophylline, LME, {covariance} covariance ({seconds:.1f} s)", fits[covariance], reference)
+        compare(
+            f"Theophylline, LME, {covariance} covariance ({seconds:.1f} s)",
+            fits[covariance],
+            reference,
+        )
     say()
     say(fits["diagonal"].summary())
     return fits["diagonal"]
@@ -82,8 +86,12 @@ def fit_like_matlab(theoph) -> None:
         None, one_compartment, np.array([-2.4, 0.45, -3.2]), ParamTransform=[1, 1, 1], REParamsSelect=[2, 3],
     )  # fmt: skip
     say(f"  beta  {np.array2string(beta, precision=4)}   (log Ke, log Ka, log Cl)")
-    say(f"  PSI   {np.array2string(np.diag(psi), precision=4)} on its diagonal; b is {b.shape[0]} x {b.shape[1]}")
-    say(f"  logl  {stats.logl:.4f}   rmse {stats.rmse:.4f}   aic {stats.aic:.3f}   bic {stats.bic:.3f}")
+    say(
+        f"  PSI   {np.array2string(np.diag(psi), precision=4)} on its diagonal; b is {b.shape[0]} x {b.shape[1]}"
+    )
+    say(
+        f"  logl  {stats.logl:.4f}   rmse {stats.rmse:.4f}   aic {stats.aic:.3f}   bic {stats.bic:.3f}"
+    )
 
 
 def draw(fit: NLMEResults) -> None:
@@ -109,7 +117,9 @@ def simulate_and_fit(fit: NLMEResults, num_sets: int = 1000) -> None:
         warm = time.perf_counter() - began
     converged = np.mean(np.asarray(fits.result == jn.RESULTS.successful))
     beta = np.asarray(fits.params.beta)
-    say(f"  {cold:.1f} s with compilation, {warm:.2f} s without: {1e3 * warm / num_sets:.2f} ms per fit")
+    say(
+        f"  {cold:.1f} s with compilation, {warm:.2f} s without: {1e3 * warm / num_sets:.2f} ms per fit"
+    )
     say(f"  {100 * converged:.1f} % converged")
     say(f"  {'':<6}{'truth':>10}{'mean':>10}{'sd':>10}{'se of fit':>11}")
     for k, name in enumerate(fit.params.index):

@@ -199,8 +199,7 @@ def density_given_sd(z: Array, f: Array, sd: Array, weights: Array) -> Array:
 
 
 BY_NAME = {
-    m.name: m
-    for m in (Constant(), Proportional(), Combined(), Combined2(), Exponential(), Power())
+    m.name: m for m in (Constant(), Proportional(), Combined(), Combined2(), Exponential(), Power())
 }
 
 

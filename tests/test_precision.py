@@ -80,7 +80,7 @@ def test_a_door_under_the_users_jit_runs_once_on_host_data() -> None:
 @pytest.mark.parametrize("wrap", [jax.jit, jax.vmap, jax.grad], ids=["jit", "vmap", "grad"])
 def test_traced_arguments_are_refused(wrap: object) -> None:
     with pytest.raises(TypeError, match="third takes data"):
-        wrap(lambda x: third({"x": [x], 1: "mixed keys"}))(jnp.ones(()) if wrap is jax.grad else jnp.ones(2))  # type: ignore[operator]  # fmt: skip  # noqa: E501
+        wrap(lambda x: third({"x": [x], 1: "mixed keys"}))(jnp.ones(()) if wrap is jax.grad else jnp.ones(2))  # type: ignore[operator]  # fmt: skip
 
 
 def test_repeated_calls_do_not_trace_again() -> None:

@@ -326,10 +326,10 @@ def _method(options: NlmefitOptions) -> Any:
     if name in ("LME", "RELME"):
         combined = options.error_model == "combined"
         # Refitting a and b to shrunken residuals can circle at 1e-6 standard errors for ever.
-        default = {"tolerance": 1e-5} if combined else {}
-        choice = {"tolerance": min(limits)} if limits else default
+        default = 1e-5 if combined else 1e-7
+        tolerance = min(limits) if limits else default
         make = nlme.RELME if name == "RELME" else nlme.LME
-        return make(error_from="residuals" if combined else "marginal", **choice)
+        return make(error_from="residuals" if combined else "marginal", tolerance=tolerance)
     choice = {"tolerance": min(limits) ** 2} if limits else {}
     return nlme.FO(**choice) if name == "FO" else nlme.FOCE(interaction=False, **choice)
 

@@ -15,8 +15,8 @@ from jaxnlme.design.expressions import Expression, parse_formula
 from jaxnlme.design.frames import Table
 from jaxnlme.design.model_formula import FormulaModel
 from jaxnlme.design.nonlinear import Grouping
-from jaxnlme.nlme.foce import FOCE
 from jaxnlme.nlme.fo import FO
+from jaxnlme.nlme.foce import FOCE
 from jaxnlme.nlme.laplace import AGQ, Laplace
 from jaxnlme.nlme.lme import LME, RELME
 from jaxnlme.nlme.map import MAPPrior, PriorPart
@@ -156,7 +156,7 @@ def _used_predictors(
 
     try:
         jax.eval_shape(trace, dict.fromkeys(parameters, scalar), dict.fromkeys(names, column))
-    except Exception:  # the check of the model says later what is wrong, with names and shapes
+    except Exception:  # noqa: BLE001 - user code; the check of the model says later what is wrong, with names and shapes
         return names
     return tuple(n for n in names if n in asked)
 

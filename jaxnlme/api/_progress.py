@@ -21,7 +21,9 @@ def line(*, always: bool) -> Callable[[dict[str, Any]], None] | None:
         if not always and waited < 2.0:
             return
         written = True
-        text = f"\rstep {info['step']:4d}  log-likelihood {info['log_likelihood']:.4f}  {waited:.1f} s"
+        text = (
+            f"\rstep {info['step']:4d}  log-likelihood {info['log_likelihood']:.4f}  {waited:.1f} s"
+        )
         sys.stderr.write(text + "  ")
         if info.get("done"):
             sys.stderr.write("\n")

@@ -181,7 +181,12 @@ def fit_nlme(
         structural, lhs, response_name, names, tuple(formulas), transforms,
         parameter_design({}, table), (), (), errors,
     )  # fmt: skip
-    columns = [*draft.response_columns, *names, *_formula_columns(formulas, random_formulas, table), *groups]
+    columns = [
+        *draft.response_columns,
+        *names,
+        *_formula_columns(formulas, random_formulas, table),
+        *groups,
+    ]
     time_name = time_column(model)
     columns += [] if time_name is None else [time_name]
     rows = select_rows(table, columns, missing=missing)
@@ -232,7 +237,9 @@ def _read_transforms(transform, parameters):
                 f"transform: {name!r} is not a parameter of the model {list(parameters)}."
                 + nearest(str(name), parameters)
             )
-    return tuple(as_bijector(given.get(name), argument=f"transform[{name!r}]") for name in parameters)
+    return tuple(
+        as_bijector(given.get(name), argument=f"transform[{name!r}]") for name in parameters
+    )
 
 
 def _read_weights(weights, table: Table) -> np.ndarray | None:
@@ -285,7 +292,9 @@ def _spec(draft: NLMESpec, formulas, random_formulas, groups, covariance, weight
         patterns=patterns,
         error_model=draft.error_model,
         weights=weights if isinstance(weights, str) else None,
-        formula=model if isinstance(model, str) else f"{draft.response_name} ~ {_name_of(model)}(...)",
+        formula=model
+        if isinstance(model, str)
+        else f"{draft.response_name} ~ {_name_of(model)}(...)",
     )
 
 

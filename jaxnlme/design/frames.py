@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import DataError, DataWarning, FormulaError, PrecisionWarning, nearest, some, warn
+from jaxnlme._errors import (
+    DataError,
+    DataWarning,
+    FormulaError,
+    PrecisionWarning,
+    nearest,
+    some,
+    warn,
+)
 from jaxnlme._typing import Frame
 from jaxnlme.design.columns import (
     MAX_EXACT_INTEGER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class GroupLayout:
         out[: self.num_groups] = values
         return out
 
-    def unpack(self, padded: np.ndarray) -> np.ndarray:
+    def unpack(self, padded: Any) -> np.ndarray:
         """Return the rows of a padded array in the order of the table."""
         return np.asarray(padded)[self.codes, self.position]
 

@@ -134,7 +134,6 @@ def read_groups(names: Sequence[str], table: Table, *, order: str = "label") -> 
     labels: list[tuple] = []
     copies: list[np.ndarray] = []
     repeats: list[int] = []
-    outer = None
     for depth, name in enumerate(names):
         factor = table.factor(name, "group")
         own = np.asarray(factor.codes, np.int64)
@@ -151,7 +150,6 @@ def read_groups(names: Sequence[str], table: Table, *, order: str = "label") -> 
                 rank[np.argsort(first)] = np.arange(len(used))
                 used, code = used[np.argsort(first)], rank[code]
             level_labels = tuple(factor.labels[k] for k in used)
-            outer = code
             copy = np.zeros(len(code), np.int64)
         else:
             key = codes[-1] * (own.max() + 1) + own
@@ -162,7 +160,7 @@ def read_groups(names: Sequence[str], table: Table, *, order: str = "label") -> 
                 for p, k in zip(parent, used, strict=True)
             )
             first_row = np.array([np.argmax(code == k) for k in range(len(used))])
-            owner = outer[first_row]
+            owner = codes[0][first_row]
             place = np.zeros(len(used), np.int64)
             for g in np.unique(owner):
                 inside = np.flatnonzero(owner == g)
@@ -197,7 +195,7 @@ def check_groups(grouping: Grouping, names: Sequence[str], num_random: Sequence[
             continue
         if len(labels) < 2:
             raise DataError(
-                f"group {name!r} has 1 level ({labels[0]!r}) only: a random effect for 1 level is "
+                f"group {name!r} has 1 level ({next(iter(labels))!r}) only: a random effect for 1 level is "
                 "not identified. Use jn.nls or more groups."
             )
         if np.bincount(code).max() < 2:
@@ -214,7 +212,7 @@ def collapse(rows: np.ndarray, layout: GroupLayout) -> np.ndarray:
     packed = layout.pack(rows)
     within = packed[:, :1]
     mask = layout.mask
-    same = np.all((packed == within) | ~mask.reshape(mask.shape + (1, 1)))
+    same = np.all((packed == within) | ~mask.reshape((*mask.shape, 1, 1)))
     return within if same else packed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _linear(text: str, alias: Mapping[str, str]) -> np.ndarray:
     return np.concatenate([[constant], slopes])
 
 
-def wald(L: np.ndarray, rhs: np.ndarray, beta: np.ndarray, vcov: np.ndarray) -> tuple[float, int]:
+def wald(L: np.ndarray, rhs: np.ndarray, beta: Any, vcov: np.ndarray) -> tuple[float, int]:
     """Return the chi-square statistic of ``L beta = rhs`` and its degrees of freedom."""
     L = np.atleast_2d(np.asarray(L, float))
     if L.shape[1] != len(beta):

@@ -173,7 +173,8 @@ def covariance_information(
     return info
 
 
-def fixed_information(chol_xvx: Float[Array, "f f"], free: Float[Array, "f"]) -> Float[Array, "f f"]:
+def fixed_information(
+    chol_xvx: Float[Array, "f f"], free: Float[Array, "f"]
+) -> Float[Array, "f f"]:
     """``(X' V^-1 X)^-1`` with zeros for held columns; times sigma^2 it is the covariance of beta."""
     return cho_solve(chol_xvx, jnp.diag(free)) * free[:, None] * free[None]
-

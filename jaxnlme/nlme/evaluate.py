@@ -6,6 +6,8 @@ those is linear, so one evaluation of the user's model per trip serves every der
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -93,15 +95,13 @@ def taylor(
     """
     delta = phi - jax.lax.stop_gradient(phi_hat)
     out = []
-    for low, high in zip(terms[:-1], terms[1:], strict=True):
+    for low, high in itertools.pairwise(terms):
         d = delta.reshape(delta.shape[:2] + (1,) * (low.ndim - 2) + delta.shape[2:])
         out.append(jax.lax.stop_gradient(low) + jnp.sum(jax.lax.stop_gradient(high) * d, -1))
     return tuple(out)
 
 
-def to_random(
-    rows: Float[Array, "m n p"], BL: Float[Array, "mb nb p q"]
-) -> Float[Array, "m q"]:
+def to_random(rows: Float[Array, "m n p"], BL: Float[Array, "mb nb p q"]) -> Float[Array, "m q"]:
     """Sum over rows of ``BL' rows``: a gradient in phi becomes one in u."""
     if BL.shape[1] == 1:
         rows = jnp.sum(rows, 1, keepdims=True)
@@ -124,6 +124,8 @@ def design_columns(
     return jnp.sum(J[..., :, None] * design, -2)
 
 
-def random_factor(B: Float[Array, "mb nb p q"], low: Float[Array, "q q"]) -> Float[Array, "mb nb p q"]:
+def random_factor(
+    B: Float[Array, "mb nb p q"], low: Float[Array, "q q"]
+) -> Float[Array, "mb nb p q"]:
     """``B L``."""
     return small_matmul(B, low[None, None])

@@ -48,7 +48,9 @@ class FO(AbstractMarginalMethod):
         # Woodbury: V^-1 = R^-1 - R^-1 Z L H^-1 L'Z' R^-1 with H = I + L'Z'R^-1 Z L.
         g = to_random((precision * residual)[..., None] * J, nat.BL)
         JJ = J[..., :, None] * J[..., None, :]
-        H = jnp.eye(u0.shape[-1], dtype=f.dtype)[None] + to_random_square(precision[..., None, None] * JJ, nat.BL)
+        H = jnp.eye(u0.shape[-1], dtype=f.dtype)[None] + to_random_square(
+            precision[..., None, None] * JJ, nat.BL
+        )
         chol = cholesky(H)
         u = cho_solve_vector(chol, g)
         value = -jnp.sum(density_given_sd(z, f, sd, w), 1)

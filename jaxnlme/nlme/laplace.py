@@ -93,7 +93,9 @@ class AGQ(AbstractMarginalMethod):
         phi = phi_at(problem, params, u)
         f, J, K = taylor(phi, aux[0], aux[1:])
         chol = cholesky(terms(problem, nat, u, f, J, K).hessian)
-        offsets = solve_lower(chol, jnp.broadcast_to(z.T, (*chol.shape[:-1], z.shape[0])), transpose=True)
+        offsets = solve_lower(
+            chol, jnp.broadcast_to(z.T, (*chol.shape[:-1], z.shape[0])), transpose=True
+        )
 
         def at_node(carry, node):
             shift, squared, log_weight = node

@@ -34,7 +34,14 @@ from jaxnlme.nlme.evaluate import (
     to_random,
     to_random_square,
 )
-from jaxnlme.nlme.method import AbstractMethod, Summary, diagonal_mask, factor_scale, over_chunks
+from jaxnlme.nlme.method import (
+    AbstractMethod,
+    Summary,
+    curvature_floor,
+    diagonal_mask,
+    factor_scale,
+    over_chunks,
+)
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.numerics import outer
 from jaxnlme.numerics.blocks import small_matmul
@@ -301,7 +308,7 @@ class LME(AbstractMethod):
         units = jnp.array(problem.error_model.units[1:], bool)
         theta = _theta_scale(problem, pnls)
         theta = theta * diagonal_mask(problem.covariance, theta.dtype)
-        known = _State(
+        return _State(
             **{
                 **{name: getattr(state, name) for name in state.__dataclass_fields__},
                 "theta": theta.astype(z.dtype),
@@ -312,7 +319,6 @@ class LME(AbstractMethod):
                 "failed": ~jnp.isfinite(pnls.pss) | ~jnp.all(jnp.isfinite(theta)),
             }
         )
-        return known
 
     def _deviance(self, problem, lin: _Linear, theta, shape, products: CrossProducts | None = None):
         """Return -log L of the linearised data, its gradient in (theta, shape), and the LMM profile.
@@ -336,7 +342,11 @@ class LME(AbstractMethod):
     def _shape_gradient(self, lin, lam, weights, slope, c, fit, free):
         """Derivative of the deviance in the relative error parameters, through each row's weight."""
         zl = small_matmul(lin.Z, lam[None])
-        r = lin.t - jnp.sum(lin.X * (fit.beta * free)[None, None], -1) - jnp.sum(zl * fit.u[:, None, :], -1)
+        r = (
+            lin.t
+            - jnp.sum(lin.X * (fit.beta * free)[None, None], -1)
+            - jnp.sum(zl * fit.u[:, None, :], -1)
+        )
         half = solve_lower(fit.chol_h, jnp.swapaxes(zl, -1, -2))
         leverage = jnp.sum(half**2, -2)
         k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
@@ -366,7 +376,8 @@ class LME(AbstractMethod):
         )
         x0 = jnp.concatenate([state.theta, shape0])
         info = self._information(problem, lin, state.theta, shape0)
-        floor = jnp.concatenate([1.0 / state.theta_scale**2, jnp.zeros_like(shape0)])
+        near_zero = curvature_floor(problem.covariance, state.theta, state.theta_scale)
+        floor = jnp.concatenate([near_zero, jnp.zeros_like(shape0)])
         bfgs = outer.start(x0, inverse_spd(info, moving, floor=floor), moving)
         tolerance = jnp.clip(1e-5 * state.change**2, 1e-14, 1e-6)
         fixed_weights = not shape0.shape[0]

@@ -45,7 +45,11 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def terminate(
-        self, problem: NLMEProblem, params: NLMEParams, state: PyTree, max_steps: Int[Array, ""] | int
+        self,
+        problem: NLMEProblem,
+        params: NLMEParams,
+        state: PyTree,
+        max_steps: Int[Array, ""] | int,
     ) -> tuple[Bool[Array, ""], RESULTS]:
         """Return whether to stop, and why."""
 
@@ -115,7 +119,9 @@ class AbstractMarginalMethod(AbstractMethod):
     def init(self, problem, params):
         x = params.flat()
         known = jnp.isfinite(x)
-        bfgs = outer.start(jnp.where(known, x, 0.0), jnp.eye(x.shape[0], dtype=x.dtype), _free(problem))
+        bfgs = outer.start(
+            jnp.where(known, x, 0.0), jnp.eye(x.shape[0], dtype=x.dtype), _free(problem)
+        )
         m, q = problem.num_groups, problem.num_random
         return _State(
             bfgs=bfgs,
@@ -137,13 +143,16 @@ class AbstractMarginalMethod(AbstractMethod):
 
         scale = factor_scale(problem.covariance, sums.zz, sums.occupied)
         typical = jnp.sqrt(sums.rss / sums.rows)
-        h0 = inverse_information(sums, free, scale * typical)
+        floor = curvature_floor(problem.covariance, trial.theta, scale * typical)
+        h0 = inverse_information(sums, free, floor)
         old = eqx.tree_at(
             lambda b: b.inverse_hessian,
             state.bfgs,
             jnp.where(state.phase == 1, h0, state.bfgs.inverse_hessian),
         )
-        moved = outer.advance(old, value, gradient, free=free, max_change=_max_change(problem, trial))
+        moved = outer.advance(
+            old, value, gradient, free=free, max_change=_max_change(problem, trial)
+        )
         starting = state.phase == 0
         bfgs = jax.tree.map(lambda a, b: jnp.where(starting, a, b), fresh, moved)
         accepted = starting | (moved.num_rejected == 0)
@@ -175,7 +184,10 @@ class AbstractMarginalMethod(AbstractMethod):
                 return -jnp.sum(inner.log_likelihood), inner
 
             (value, inner), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-            return (value, gradient.flat(), chunk_sums(part, params, inner)), (inner.u, inner.converged)
+            return (value, gradient.flat(), chunk_sums(part, params, inner)), (
+                inner.u,
+                inner.converged,
+            )
 
         (value, gradient, sums), (u, converged) = over_chunks(chunk, problem, u0)
         value = value - problem.log_jacobian()
@@ -220,14 +232,16 @@ def over_chunks(function, problem: NLMEProblem, u0):
     whole = (*_per_group(problem), u0)
 
     def cut(a):
-        return a.reshape((m // c, c) + a.shape[1:]) if a.shape[0] == m else None
+        return a.reshape((m // c, c, *a.shape[1:])) if a.shape[0] == m else None
 
     parts = jax.tree.map(cut, whole)
 
     def call(part):
         *arrays, u = part
         same = [problem.A, problem.B]
-        arrays[4:] = [old if new is None else new for old, new in zip(same, arrays[4:], strict=True)]
+        arrays[4:] = [
+            old if new is None else new for old, new in zip(same, arrays[4:], strict=True)
+        ]
         piece = eqx.tree_at(_per_group, problem, tuple(arrays), is_leaf=lambda leaf: leaf is None)
         return function(piece, u)
 
@@ -238,7 +252,7 @@ def over_chunks(function, problem: NLMEProblem, u0):
     shapes = jax.eval_shape(call, jax.tree.map(lambda a: a[0], parts))[0]
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, rows = jax.lax.scan(body, zero, parts)
-    return carry, jax.tree.map(lambda a: a.reshape((m,) + a.shape[2:]), rows)
+    return carry, jax.tree.map(lambda a: a.reshape((m, *a.shape[2:])), rows)
 
 
 def _per_group(p: NLMEProblem):
@@ -333,6 +347,21 @@ def factor_scale(
     return jnp.stack(parts) if parts else jnp.zeros(0, zz.dtype)
 
 
+def curvature_floor(
+    covariance: Covariance, theta: Float[Array, "t"], scale: Float[Array, "t"]
+) -> Float[Array, "t"]:
+    """Return a lower bound of the curvature in each entry of the factor, for entries that stand near zero.
+
+    ``1 / (scale^2 + |row|^2)``: far below the information of a row that is not zero (twice the number of groups
+    over its square), and of the right size for one that is.
+    """
+    rows = []
+    for block, part in zip(covariance.blocks, covariance.split(theta), strict=True):
+        size = jnp.sum(block.factor(part) ** 2, -1)
+        rows += [size[i] for i, _ in block.entries]
+    return 1.0 / (scale**2 + jnp.stack(rows))
+
+
 def diagonal_mask(covariance: Covariance, dtype) -> Float[Array, "t"]:
     """Return 1 for the entries of theta on a factor's diagonal, 0 for the others."""
     positions = covariance.diagonal_positions()
@@ -340,18 +369,18 @@ def diagonal_mask(covariance: Covariance, dtype) -> Float[Array, "t"]:
 
 
 def inverse_information(
-    sums: Sums, free: Bool[Array, "d"], theta_scale: Float[Array, "t"]
+    sums: Sums, free: Bool[Array, "d"], theta_floor: Float[Array, "t"]
 ) -> Float[Array, "d d"]:
     """Return the block-diagonal inverse of the expected information, damped, on free parameters.
 
     Entries of the factor that stand near zero have next to no expected information, although the objective
-    is curved there: ``theta_scale`` bounds their curvature from below.
+    is curved there: ``theta_floor`` bounds their curvature from below.
     """
     blocks = [sums.beta_information, sums.theta_information, sums.error_information]
     d = sum(b.shape[0] for b in blocks)
     out = jnp.zeros((d, d), blocks[0].dtype)
     at = 0
-    floors = (0.0, 1.0 / theta_scale**2, 0.0)
+    floors = (0.0, theta_floor, 0.0)
     for block, floor in zip(blocks, floors, strict=True):
         k = block.shape[0]
         if k:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._typing import Array, Float, PyTree
+from jaxnlme._typing import Array, Float, PyTree, Shaped
 from jaxnlme.covariance import Covariance
 from jaxnlme.error_models import AbstractErrorModel
 from jaxnlme.numerics.bijectors import AbstractBijector
@@ -32,11 +32,11 @@ class NLMEParams(eqx.Module):
         Parameters of the error model, unconstrained (positive ones logged).
     """
 
-    beta: Float[Array, "f"] | Bool[Array, "f"]
-    theta: Float[Array, "t"] | Bool[Array, "t"]
-    error: Float[Array, "k"] | Bool[Array, "k"]
+    beta: Shaped[Array, "f"]
+    theta: Shaped[Array, "t"]
+    error: Shaped[Array, "k"]
 
-    def flat(self) -> Float[Array, "d"] | Bool[Array, "d"]:
+    def flat(self) -> Shaped[Array, "d"]:
         """Return one vector: beta, theta, error."""
         parts = [self.beta, self.theta, self.error]
         if all(isinstance(p, np.ndarray) for p in parts):  # on the host, nothing is compiled

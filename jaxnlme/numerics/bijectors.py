@@ -82,6 +82,7 @@ class Logit(AbstractBijector):
         return jax.nn.sigmoid(x)
 
     def inverse(self, y):
+        y = jnp.asarray(y)
         return jnp.log(y) - jnp.log1p(-y)
 
 

@@ -142,9 +142,8 @@ def _update(h, s, y, *, first):
     sy_ = jnp.sum(s_ * y)
     ok = (sy_ > 0) & (yhy > 0) & jnp.isfinite(sy_) & (jnp.sum(s * s) > 0)
     rho = jnp.where(ok, 1.0 / jnp.where(ok, sy_, 1.0), 0.0)
-    update = (
-        rho * (1 + rho * yhy) * s_[:, None] * s_[None, :]
-        - rho * (hy[:, None] * s_[None, :] + s_[:, None] * hy[None, :])
+    update = rho * (1 + rho * yhy) * s_[:, None] * s_[None, :] - rho * (
+        hy[:, None] * s_[None, :] + s_[:, None] * hy[None, :]
     )
     del first
     return jnp.where(ok, h + update, h)

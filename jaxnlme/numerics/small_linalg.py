@@ -33,9 +33,11 @@ def cholesky(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
             for k in range(j):
                 entry = entry - low[i, k] * low[j, k]
             low[i, j] = entry / low[j, j]
-    zero = jnp.zeros_like(a[..., 0, 0]) if q else None
+    if not q:
+        return a
+    zero = jnp.zeros_like(a[..., 0, 0])
     rows = [jnp.stack([low.get((i, j), zero) for j in range(q)], -1) for i in range(q)]
-    return jnp.stack(rows, -2) if q else a
+    return jnp.stack(rows, -2)
 
 
 def _cholesky_loop(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
@@ -64,7 +66,9 @@ def _solve_loop(low, rhs, transpose):
 
     def row(k, x):
         i = q - 1 - k if transpose else k
-        line = jax.lax.dynamic_index_in_dim(low, i, axis=cols if transpose else rows, keepdims=False)
+        line = jax.lax.dynamic_index_in_dim(
+            low, i, axis=cols if transpose else rows, keepdims=False
+        )
         pivot = jax.lax.dynamic_index_in_dim(line, i, axis=rows)
         known = jnp.sum(line[..., :, None] * x, axis=-2)
         target = jax.lax.dynamic_index_in_dim(rhs, i, axis=rows, keepdims=False)
@@ -92,14 +96,14 @@ def solve_lower(
     return jnp.stack([x[i] for i in range(q)], -2) if q else rhs
 
 
-def cho_solve(
-    low: Float[Array, "*b q q"], rhs: Float[Array, "*b q k"]
-) -> Float[Array, "*b q k"]:
+def cho_solve(low: Float[Array, "*b q q"], rhs: Float[Array, "*b q k"]) -> Float[Array, "*b q k"]:
     """Solve ``L L' x = rhs``."""
     return solve_lower(low, solve_lower(low, rhs), transpose=True)
 
 
-def cho_solve_vector(low: Float[Array, "*b q q"], rhs: Float[Array, "*b q"]) -> Float[Array, "*b q"]:
+def cho_solve_vector(
+    low: Float[Array, "*b q q"], rhs: Float[Array, "*b q"]
+) -> Float[Array, "*b q"]:
     """Solve ``L L' x = rhs`` for one right-hand side."""
     return cho_solve(low, rhs[..., None])[..., 0]
 

@@ -140,12 +140,16 @@ class NLMEResults:
     @property
     def tvalues(self) -> LabelledVector:
         """Estimates divided by their standard errors."""
-        return LabelledVector(self._estimates.beta / self._standard_errors(), self._spec.fixed.labels)
+        return LabelledVector(
+            self._estimates.beta / self._standard_errors(), self._spec.fixed.labels
+        )
 
     @property
     def pvalues(self) -> LabelledVector:
         """Two-sided p-values of ``params = 0`` from the normal distribution."""
-        return LabelledVector(tables.p_values(np.asarray(self.tvalues), None), self._spec.fixed.labels)
+        return LabelledVector(
+            tables.p_values(np.asarray(self.tvalues), None), self._spec.fixed.labels
+        )
 
     def vcov(self, kind: str = "model") -> LabelledMatrix:
         """Return the covariance of the fixed effects.
@@ -189,9 +193,7 @@ class NLMEResults:
     @property
     def ngroups(self) -> dict[str, int]:
         """Number of groups per level."""
-        return dict(
-            zip(self._spec.groups, (len(v) for v in self._grouping.labels), strict=True)
-        )
+        return dict(zip(self._spec.groups, (len(v) for v in self._grouping.labels), strict=True))
 
     @property
     def df_model(self) -> int:
@@ -253,7 +255,9 @@ class NLMEResults:
         """One sentence that says how the fit ended."""
         if self._stopped:
             return "The fit was stopped by progress= before convergence."
-        return result_sentence("singular" if self.converged and self._singular else result_name(self.result))
+        return result_sentence(
+            "singular" if self.converged and self._singular else result_name(self.result)
+        )
 
     @property
     def _stopped(self) -> bool:
@@ -384,11 +388,15 @@ class NLMEResults:
         ``df_method="containment"`` uses t quantiles for fixed effects as R's ``intervals`` does.
         """
         if method != "wald":
-            raise ModelSpecError(f"conf_int(method={method!r}): only 'wald' is built for NLME fits.")
+            raise ModelSpecError(
+                f"conf_int(method={method!r}): only 'wald' is built for NLME fits."
+            )
         return tables.conf_int(self, alpha, df_method)
 
     @functools.cached_property
-    def _variance_table(self) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], Callable]:
+    def _variance_table(
+        self,
+    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], Callable]:
         """Reported variance parameters, their standard errors, and the interval scale."""
         return self._variance_parameters()
 
@@ -400,7 +408,9 @@ class NLMEResults:
         names = (*spec.theta_names, *spec.error_names)
         covariance = self._covariance[1]
         if covariance is None and isinstance(self._method, LME):
-            hessian = lme_variance_information(problem, self._method, self.fit.state, self.fit.params)
+            hessian = lme_variance_information(
+                problem, self._method, self.fit.state, self.fit.params
+            )
             covariance = tables.invert(hessian, self._free_variance())
         full = np.zeros((len(x), len(x))) if covariance is None else covariance
         reported = reported_covariance(problem, x, full)
@@ -614,7 +624,7 @@ def make_results(**parts: Any) -> NLMEResults:
     fit = NLMEFit(*(tables.to_numpy(p) for p in (fit.params, fit.state, fit.result, fit.stats)))
     name = result_name(fit.result)
     if name == "nonfinite":
-        _raise_nonfinite(parts)
+        predicting.raise_nonfinite(parts)
     estimates, llf = fit.params, float(fit.stats["log_likelihood"])
     beta_covariance, variance_covariance, flat = _covariance(
         problem, method, fit, spec, parts.pop("flat", None)
@@ -634,7 +644,9 @@ def _covariance(problem, method, fit, spec, flat):
     f = len(spec.fixed.labels)
     if isinstance(method, LME):
         covariance = np.asarray(fit.state.beta_covariance)
-        flat = flat or tables.flat_covariance(covariance, np.asarray(problem.free.beta), spec.fixed.labels)
+        flat = flat or tables.flat_covariance(
+            covariance, np.asarray(problem.free.beta), spec.fixed.labels
+        )
         return covariance if flat is None else np.full((f, f), np.nan), None, flat
     hessian = information(problem, method, fit)
     free = np.asarray(problem.free.flat())
@@ -643,29 +655,6 @@ def _covariance(problem, method, fit, spec, flat):
         return np.full((f, f), np.nan), np.full((len(free) - f,) * 2, np.nan), flat
     covariance = tables.invert(hessian, free)
     return covariance[:f, :f], covariance[f:, f:], None
-
-
-def _raise_nonfinite(parts: Mapping[str, Any]) -> None:
-    spec, problem, grouping = parts["spec"], parts["problem"], parts["grouping"]
-    zero = np.zeros((problem.num_groups, problem.num_random))
-    layout = grouping.layout
-    f = predicting.predictions(problem, layout, problem.beta0, zero)
-    bad = np.flatnonzero(~np.isfinite(f))
-    values = ", ".join(
-        f"{k}={v:.6g}" for k, v in zip(spec.fixed.labels, problem.beta0, strict=True)
-    )
-    if len(bad):
-        group = layout.labels[layout.codes[bad[0]]]
-        raise ModelSpecError(
-            f"the model is not finite at the start values ({values}): {f[bad[0]]} in group {group!r}, "
-            f"row {int(parts['rows'][bad[0]])} ({len(bad)} row(s) in all). Change start= or guard the "
-            "model with jnp.where."
-        )
-    raise ModelSpecError(
-        f"the likelihood or its gradient is not finite at the start values ({values}), although the "
-        "predictions are: the model's derivatives may not be, or a prediction of 0 meets an error model "
-        "whose sd is 0 there (use error_model='combined'). Change start=."
-    )
 
 
 def _warn(results: NLMEResults, name: str, flat: Any) -> None:

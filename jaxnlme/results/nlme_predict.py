@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -347,3 +348,27 @@ def simulate(results: NLMEResults, n: int, key: Any, newdata: Any, uncertainty: 
     out = np.full((n, length), np.nan)
     out[:, rows] = padded[:, layout.codes, layout.position]
     return out
+
+
+def raise_nonfinite(parts: Mapping[str, Any]) -> None:
+    """Say which group and row of a start that is not finite is to blame."""
+    spec, problem, grouping = parts["spec"], parts["problem"], parts["grouping"]
+    zero = np.zeros((problem.num_groups, problem.num_random))
+    layout = grouping.layout
+    f = predictions(problem, layout, problem.beta0, zero)
+    bad = np.flatnonzero(~np.isfinite(f))
+    values = ", ".join(
+        f"{k}={v:.6g}" for k, v in zip(spec.fixed.labels, problem.beta0, strict=True)
+    )
+    if len(bad):
+        group = layout.labels[layout.codes[bad[0]]]
+        raise ModelSpecError(
+            f"the model is not finite at the start values ({values}): {f[bad[0]]} in group {group!r}, "
+            f"row {int(parts['rows'][bad[0]])} ({len(bad)} row(s) in all). Change start= or guard the "
+            "model with jnp.where."
+        )
+    raise ModelSpecError(
+        f"the likelihood or its gradient is not finite at the start values ({values}), although the "
+        "predictions are: the model's derivatives may not be, or a prediction of 0 meets an error model "
+        "whose sd is 0 there (use error_model='combined'). Change start=."
+    )

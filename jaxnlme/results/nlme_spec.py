@@ -97,7 +97,7 @@ class NLMESpec:
         grouping: Grouping,
         y: np.ndarray,
         weights: np.ndarray,
-        beta0: np.ndarray,
+        beta0: Any,
         free: NLMEParams,
         prior: Any = None,
         *,
@@ -142,7 +142,7 @@ class NLMESpec:
             chunk=CHUNK if m % CHUNK == 0 else m,
         )
 
-    def natural_error(self, unconstrained: np.ndarray) -> np.ndarray:
+    def natural_error(self, unconstrained: Any) -> np.ndarray:
         """Return the error parameters on their natural scale (host)."""
         e = np.asarray(unconstrained, float)
         return np.where(self.error_model.positive, np.exp(e), e)

@@ -114,7 +114,7 @@ def flat_covariance(covariance: np.ndarray, free: np.ndarray, names: Sequence[st
     if values[0] > 1e-10:
         return None
     # The widest direction of a correlation matrix of rank one, in the parameters' own units.
-    return describe_direction(vectors[:, -1] * scale, [names[k] for k in index])
+    return describe_direction(vectors[:, -1] * scale, [names[int(k)] for k in index])
 
 
 def singular_components(
@@ -190,7 +190,11 @@ def r_reml(
     scale = math.sqrt(ratio)
     units = np.array(problem.error_model.units)
     error = fit.params.error + np.where(units, math.log(scale), 0.0)
-    return NLMEParams(fit.params.beta, scale * fit.params.theta, error), llf, beta_covariance * ratio
+    return (
+        NLMEParams(fit.params.beta, scale * fit.params.theta, error),
+        llf,
+        beta_covariance * ratio,
+    )
 
 
 def split_levels(
@@ -203,7 +207,7 @@ def split_levels(
     ):
         r, count = block.size, block.repeats
         part = b[:, at : at + r * count]
-        part = part.reshape((b.shape[0], count, r) + b.shape[2:])
+        part = part.reshape((b.shape[0], count, r, *b.shape[2:]))
         codes = grouping.codes[depth]
         first = np.array([np.argmax(codes == k) for k in range(len(grouping.labels[depth]))])
         out.append((level, part[grouping.codes[0][first], grouping.copies[depth][first]]))
@@ -345,7 +349,9 @@ def tidy(results: NLMEResults, with_intervals: bool, alpha: float, df_method: st
     names = list(spec.all_names)
     f = len(beta)
     nan = np.full(len(values), math.nan)
-    effects = ["fixed"] * f + ["ran_pars"] * len(spec.theta_names) + ["error"] * len(spec.error_names)
+    effects = (
+        ["fixed"] * f + ["ran_pars"] * len(spec.theta_names) + ["error"] * len(spec.error_names)
+    )
     groups = [""] * f + [n[n.index("(") + 1 : n.index(")")] for n in spec.theta_names]
     groups += ["Residual"] * len(spec.error_names)
     columns: dict[str, Any] = {
@@ -362,7 +368,18 @@ def tidy(results: NLMEResults, with_intervals: bool, alpha: float, df_method: st
     return results._table.native(columns)
 
 
-STATISTICS = ("nobs", "df_model", "llf", "aic", "bic", "bic_groups", "sigma", "ofv", "converged", "n_iter")
+STATISTICS = (
+    "nobs",
+    "df_model",
+    "llf",
+    "aic",
+    "bic",
+    "bic_groups",
+    "sigma",
+    "ofv",
+    "converged",
+    "n_iter",
+)
 
 
 def glance(results: NLMEResults) -> Any:
@@ -383,7 +400,9 @@ def augment(results: NLMEResults) -> Any:
         "fitted": results.fittedvalues,
         "population": results._response_scale(results._population.f),
     }
-    computed |= {kind: results.residuals(kind) for kind in ("ires", "pres", "iwres", "pwres", "cwres")}
+    computed |= {
+        kind: results.residuals(kind) for kind in ("ires", "pres", "iwres", "pwres", "cwres")
+    }
     for name, values in computed.items():
         full = np.full(table.n, np.nan)
         full[results.row_index] = values
@@ -535,7 +554,9 @@ def _natural_lines(results: NLMEResults) -> list[str]:
         log = transform.name == "log"
         bsv = f"{100 * math.sqrt(math.expm1(sd**2)):.1f} CV%" if log else f"sd {sd:.4g}"
         interval = f"[{a:.5g}, {b:.5g}]"
-        out.append(f"  {name:<12} {value:12.6g} {rse:8.1f} {interval:>25} {bsv if sd == sd else '':>12}")
+        out.append(
+            f"  {name:<12} {value:12.6g} {rse:8.1f} {interval:>25} {bsv if sd == sd else '':>12}"
+        )
     return out
 
 
