@@ -131,7 +131,7 @@ def inverse_spd(
     good = free & (jnp.diagonal(a) > 0)
     scale = jnp.sqrt(jnp.where(good, jnp.diagonal(a), 1.0))
     scaled = jnp.where(good[:, None] & good[None], a / scale[:, None] / scale[None], 0.0)
-    scaled = scaled + jnp.diag(jnp.where(good, damping, 1.0).astype(a.dtype))
+    scaled = scaled + jnp.diag(jnp.where(good, jnp.asarray(damping, a.dtype), 1.0))
     inverse = cho_solve(cholesky(scaled), eye)
     inverse = jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, eye)
     return inverse / scale[:, None] / scale[None]

@@ -1,0 +1,1 @@
+"""Doors: functions that take frames, formulas and arrays."""
