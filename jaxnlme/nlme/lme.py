@@ -85,6 +85,7 @@ class _Pnls(NamedTuple):
     halvings: Array
     k: Array
     done: Array
+    products: CrossProducts  # of the linearised data at (beta, u)
 
 
 class _Linear(NamedTuple):
@@ -245,7 +246,8 @@ class LME(AbstractMethod):
             first = ~jnp.isfinite(s.pss)
             bound = s.pss - 1e-4 * s.step * s.decrement + 1e-13 * jnp.abs(s.pss)
             accept = finite & (first | (pss <= bound))
-            fit = profile(CrossProducts(zz, zx, zt, xx, xt, tt), lam, rows, free, restricted=False)
+            products = CrossProducts(zz, zx, zt, xx, xt, tt)
+            fit = profile(products, lam, rows, free, restricted=False)
             decrement = jnp.sum(gx * free * fit.beta)
             solved = jnp.isfinite(decrement)
 
@@ -275,6 +277,7 @@ class LME(AbstractMethod):
                 halvings=halvings,
                 k=s.k + 1,
                 done=small | (halvings > 25) | (accept & ~solved),
+                products=jax.tree.map(pick, products, s.products),
             )
 
         p = len(problem.transforms)
@@ -294,6 +297,7 @@ class LME(AbstractMethod):
             halvings=jnp.zeros((), jnp.int32),
             k=jnp.zeros((), jnp.int32),
             done=jnp.zeros((), bool),
+            products=_blank_products(m, problem.num_random, problem.num_fixed, dtype),
         )
         return jax.lax.while_loop(lambda s: ~s.done & (s.k < 50), body, start)
 
@@ -375,13 +379,17 @@ class LME(AbstractMethod):
             [problem.free.theta, problem.free.error[1:] & (self.error_from == "marginal")]
         )
         x0 = jnp.concatenate([state.theta, shape0])
-        info = self._information(problem, lin, state.theta, shape0)
+        # Where the weights do not follow f, PNLS has made the products already.
+        products = None
+        if not problem.error_model.depends_on_f:
+            products = pnls.products
+        elif not shape0.shape[0]:
+            products = cross_products(lin.Z, lin.X, lin.t, lin.weights)
+        info = self._information(problem, lin, state.theta, shape0, products)
         near_zero = curvature_floor(problem.covariance, state.theta, state.theta_scale)
         floor = jnp.concatenate([near_zero, jnp.zeros_like(shape0)])
         bfgs = outer.start(x0, inverse_spd(info, moving, floor=floor), moving)
         tolerance = jnp.clip(1e-5 * state.change**2, 1e-14, 1e-6)
-        fixed_weights = not shape0.shape[0]
-        products = cross_products(lin.Z, lin.X, lin.t, lin.weights) if fixed_weights else None
 
         def body(carry):
             s, _ = carry
@@ -450,10 +458,12 @@ class LME(AbstractMethod):
         explicit = determinants + 2 * k * jnp.log(sigma) + fit.pss / sigma**2
         return 0.5 * (explicit - log_weights)
 
-    def _information(self, problem, lin: _Linear, theta, shape):
+    def _information(self, problem, lin: _Linear, theta, shape, products: CrossProducts | None):
         """Expected Hessian of -log L in (theta, shape), sigma profiled out."""
         weights, slope = _weights_and_slope(problem, lin.f, shape)
-        zz = cross_products(lin.Z, lin.X, lin.t, weights).zz
+        if products is None:
+            products = cross_products(lin.Z, lin.X, lin.t, weights)
+        zz = products.zz
         lam = problem.covariance.factor(theta)
         dlam = jnp.moveaxis(jax.jacfwd(problem.covariance.factor)(theta), -1, 0)
         info = 0.5 * covariance_information(zz, lam, dlam, lin.rows)
@@ -517,6 +527,12 @@ def _modes_and_products(part: NLMEProblem, lam, beta, u0, weights):
     pss = 2.0 * jnp.sum(mode.evaluation.value)
     usable = jnp.isfinite(mode.evaluation.value) & jnp.all(jnp.isfinite(J), (1, 2))
     return (c.xx, c.xt, c.tt, pss, gx), (mode.u, f, J, c.zz, c.zx, c.zt, usable)
+
+
+def _blank_products(m: int, q: int, f: int, dtype) -> CrossProducts:
+    """Zeros in the shape of the cross-products of m groups."""
+    shapes = ((m, q, q), (m, q, f), (m, q), (f, f), (f,), ())
+    return CrossProducts(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def _theta_scale(problem: NLMEProblem, pnls: _Pnls) -> Float[Array, "t"]:
