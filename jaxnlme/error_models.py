@@ -73,6 +73,11 @@ class AbstractErrorModel(eqx.Module):
         head = jnp.zeros((1,), shape.dtype)
         return self.sd(f, self.natural(jnp.concatenate([head, shape])))
 
+    def relative(self, unconstrained: Float[Array, "k"]) -> Float[Array, "s"]:
+        """Return the parameters beyond the first relative to it (the inverse of ``absolute``)."""
+        units = jnp.array(self.units[1:], bool)
+        return unconstrained[1:] - jnp.where(units, unconstrained[0], 0.0)
+
     def absolute(self, sigma: Float[Array, ""], shape: Float[Array, "s"]) -> Float[Array, "k"]:
         """Return the unconstrained parameters from ``sigma`` and the relative shape."""
         log_sigma = jnp.log(sigma)

@@ -137,19 +137,19 @@ class LME(AbstractMethod):
         error = params.error
         known = jnp.all(jnp.isfinite(error)) & jnp.all(jnp.isfinite(params.theta))
         sigma = problem.error_model.natural(error)[0]
-        units = jnp.array(problem.error_model.units[1:], bool)
         inf = jnp.array(jnp.inf, dtype)
         f, t = problem.num_fixed, problem.covariance.num_theta
+        moving = t + error.shape[0] - 1  # what the LMM step moves: theta and the relative shape
         return _State(
             beta=params.beta,
             u=jnp.zeros((problem.num_groups, problem.num_random), dtype),
             theta=jnp.where(known, params.theta / jnp.where(known, sigma, 1.0), 0.0),
-            shape=jnp.where(known, error[1:] - jnp.where(units, error[0], 0.0), 0.0).astype(dtype),
+            shape=jnp.where(known, problem.error_model.relative(error), 0.0).astype(dtype),
             residual_error=jnp.where(known, error, 0.0),
             sigma=jnp.where(known, sigma, 1.0).astype(dtype),
             log_likelihood=-inf,
             beta_covariance=jnp.zeros((f, f), dtype),
-            gradient=jnp.zeros(t + len(units), dtype),
+            gradient=jnp.zeros(moving, dtype),
             change=inf,
             pnls_decrement=inf,
             k=jnp.zeros((), jnp.int32),
@@ -158,7 +158,7 @@ class LME(AbstractMethod):
             theta_scale=jnp.ones(t, dtype),
             f=jnp.ones_like(problem.y),
             damping=jnp.ones((), dtype),
-            last_step=jnp.zeros(t + len(units), dtype),
+            last_step=jnp.zeros(moving, dtype),
         )
 
     def step(self, problem, params, state):
@@ -309,14 +309,13 @@ class LME(AbstractMethod):
         rss = jnp.sum(jnp.where(used, w * (z - pnls.f) ** 2, 0.0))
         ff = jnp.sum(jnp.where(used, pnls.f**2, 0.0))
         error = problem.error_model.start(rss / rows, ff / rows)
-        units = jnp.array(problem.error_model.units[1:], bool)
         theta = _theta_scale(problem, pnls)
         theta = theta * diagonal_mask(problem.covariance, theta.dtype)
         return _State(
             **{
                 **{name: getattr(state, name) for name in state.__dataclass_fields__},
                 "theta": theta.astype(z.dtype),
-                "shape": (error[1:] - jnp.where(units, error[0], 0.0)).astype(z.dtype),
+                "shape": problem.error_model.relative(error).astype(z.dtype),
                 "residual_error": error.astype(z.dtype),
                 "started": jnp.ones((), bool),
                 "f": pnls.f,
@@ -372,8 +371,7 @@ class LME(AbstractMethod):
         residual_error, shape0 = state.residual_error, state.shape
         if self.error_from == "residuals" and shape0.shape[0]:
             residual_error = fit_residual_error(problem, pnls.f, state.residual_error)
-            units = jnp.array(problem.error_model.units[1:], bool)
-            shape0 = residual_error[1:] - jnp.where(units, residual_error[0], 0.0)
+            shape0 = problem.error_model.relative(residual_error)
         t = state.theta.shape[0]
         moving = jnp.concatenate(
             [problem.free.theta, problem.free.error[1:] & (self.error_from == "marginal")]
@@ -441,8 +439,7 @@ class LME(AbstractMethod):
         t = state.theta.shape[0]
         theta, error = x[:t], x[t:]
         sigma = problem.error_model.natural(error)[0]
-        units = jnp.array(problem.error_model.units[1:], bool)
-        shape = error[1:] - jnp.where(units, error[0], 0.0)
+        shape = problem.error_model.relative(error)
         still = eqx.tree_at(lambda s: s.change, state, jnp.array(1e-7, x.dtype))
         pnls = jax.lax.stop_gradient(self._pnls(problem, still))
         weights, _ = _weights_and_slope(problem, pnls.f, shape)

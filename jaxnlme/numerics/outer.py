@@ -90,7 +90,6 @@ def advance(
         state.inverse_hessian,
         delta,
         jnp.where(finite, gradient, 0) - state.gradient,
-        first=state.started & (state.num_steps <= 1),
     )
     update = accept & state.started
     h = jnp.where(update, h_new, state.inverse_hessian)
@@ -130,7 +129,7 @@ def advance(
     )
 
 
-def _update(h, s, y, *, first):
+def _update(h, s, y):
     """BFGS update of the inverse Hessian, damped so that it stays positive definite."""
     sy = jnp.sum(s * y)
     hy = h @ y
@@ -145,7 +144,6 @@ def _update(h, s, y, *, first):
     update = rho * (1 + rho * yhy) * s_[:, None] * s_[None, :] - rho * (
         hy[:, None] * s_[None, :] + s_[:, None] * hy[None, :]
     )
-    del first
     return jnp.where(ok, h + update, h)
 
 
