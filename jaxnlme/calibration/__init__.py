@@ -1,0 +1,2 @@
+"""Calibration."""
+from jaxnlme.calibration.parameters import ParameterDef, ParameterSet

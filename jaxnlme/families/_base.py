@@ -1,0 +1,347 @@
+"""What a family answers about itself. A new family is one file; nothing asks for its type."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlme._errors import DataError, ModelSpecError, some
+from jaxnlme._typing import Array
+from jaxnlme.links import AbstractLink, as_link
+
+
+class Parameter(eqx.Module):
+    """A predictor of a family beside its mean: name, link and how it is reported.
+
+    ``formula`` is what the door uses when the user gives none: ``"~ 1"``, or ``"mean"`` for the design of
+    the mean (multinomial logits). ``listed`` parameters stand among the coefficients of a fit even when
+    their formula is ``~ 1`` (zero inflation, cutpoints); the others are nuisance parameters such as theta.
+    """
+
+    name: str = eqx.field(static=True)
+    link: AbstractLink
+    formula: str = eqx.field(static=True, default="~ 1")
+    listed: bool = eqx.field(static=True, default=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What the door read from the left side, for :meth:`AbstractFamily.read_response`.
+
+    Attributes
+    ----------
+    values
+        (n,) float64; codes into ``levels`` for labels and booleans; (n, 2) for ``cbind(a, b)``.
+    weights
+        (n,) prior weights, 1 where the user gave none.
+    weighted
+        Whether the user gave weights.
+    levels
+        Level labels of a factor response, else None.
+    column
+        Reads another column of the data by name (bounds of a censored response): float64 (n,).
+    name
+        Name of the response for messages.
+    rows
+        Input row of each value, for messages.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+    weighted: bool
+    levels: tuple | None
+    column: Callable[[str], np.ndarray]
+    name: str
+    rows: np.ndarray
+
+    def refuse(self, bad: np.ndarray, what: str, cure: str) -> None:
+        """Raise DataError naming the rows where ``bad`` holds (weight-0 rows are not looked at)."""
+        bad = bad & (self.weights > 0)
+        if bad.any():
+            where = np.flatnonzero(bad)
+            example = self.values[where[0]]
+            raise DataError(
+                f"response {self.name!r} {what} in {len(where)} row(s) (rows {some(self.rows[where])}; "
+                f"first value {example}). {cure}"
+            )
+
+
+class Prepared(NamedTuple):
+    """A response ready for the kernels: the family (levels learned), ``y`` (n,) or (d, n), weights (n,)."""
+
+    family: AbstractFamily
+    y: np.ndarray
+    weights: np.ndarray
+
+
+class AbstractFamily(eqx.Module):
+    """The distribution of a response given its predictors, the mean first.
+
+    Elementwise methods take ``y`` and the parameters on their natural scale (``mu`` and one array per
+    entry of ``parameters``), all of one shape; families whose response has several columns
+    (``response_width`` > 1) get ``y`` with these columns on the leading axis. Everything traced follows
+    the dtype of its input.
+    """
+
+    # ---- what it is ----------------------------------------------------------------------------
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Name as users spell it."""
+
+    @property
+    @abc.abstractmethod
+    def default_link(self) -> AbstractLink:
+        """Link of the mean when the user names none."""
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Links that make sense; empty means all."""
+        return ()
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Predictors beside the mean that are estimated with it."""
+        return ()
+
+    @property
+    def response_width(self) -> int:
+        """Columns of ``y``."""
+        return 1
+
+    @property
+    def has_intercept(self) -> bool:
+        """False where the family itself holds the constant (ordinal cutpoints)."""
+        return True
+
+    @property
+    def discrete(self) -> bool:
+        """True for counts and classes: quantile residuals are randomised."""
+        return False
+
+    @property
+    def classes(self) -> tuple | None:
+        """Level labels when the mean is a vector of class probabilities, else None."""
+        return None
+
+    @property
+    def has_dispersion(self) -> bool:
+        """True when ``Var = phi V(mu) / w`` with ``phi`` estimated after the fit (Pearson): t tests, F tests."""
+        return False
+
+    @property
+    def has_likelihood(self) -> bool:
+        """False for quasi families: ``llf``, ``aic`` are NaN."""
+        return True
+
+    @property
+    def fisher_scoring(self) -> bool:
+        """True when ``working`` gives the expected information, so that the first step may use it anywhere."""
+        return False
+
+    # ---- the density ---------------------------------------------------------------------------
+    @abc.abstractmethod
+    def log_prob(self, y: Array, mu: Array, *others: Array) -> Array:
+        """Log density (mass) of one observation of weight 1, every constant kept."""
+
+    def log_likelihood(self, y: Array, weights: Array, mu: Array, *others: Array) -> Array:
+        """Rows of the log-likelihood with prior weights: ``w log p`` unless a family says otherwise."""
+        return weights * self.log_prob(y, mu, *others)
+
+    def cost(self, y: Array, weights: Array, mu: Array, *others: Array) -> Array:
+        """Rows of what a fit minimises: minus the log-likelihood, up to constants in ``y``."""
+        return -self.log_likelihood(y, weights, mu, *others)
+
+    def valid(self, mu: Array, *others: Array) -> Array:
+        """Where the parameters lie inside the family's domain, bool."""
+        return jnp.isfinite(mu)
+
+    def working(
+        self, links: tuple[AbstractLink, ...], y: Array, weights: Array, etas: tuple[Array, ...]
+    ) -> tuple[Array, tuple[Array, ...], tuple[tuple[Array, ...], ...]]:
+        """Cost, score and information per row at the linear predictors.
+
+        Returns
+        -------
+        cost : (...)
+        score : tuple over predictors of (...): minus the derivative of the cost
+        information : tuple over predictors i of a tuple over j <= i of (...): here the observed second
+            derivatives of the cost by differentiation; exponential families give the expected ones.
+        """
+
+        def total(etas):
+            parameters = [link.inverse(eta) for link, eta in zip(links, etas, strict=True)]
+            rows = self.cost(y, weights, *parameters)
+            return jnp.sum(rows), rows
+
+        def gradient(etas):
+            return jax.grad(total, has_aux=True)(etas)
+
+        zeros = tuple(jnp.zeros_like(eta) for eta in etas)
+        information: list[tuple[Array, ...]] = []
+        slopes, rows = gradient(etas)
+        for i in range(len(etas)):
+            direction = tuple(jnp.ones_like(z) if j == i else z for j, z in enumerate(zeros))
+            column = jax.jvp(lambda e: gradient(e)[0], (etas,), (direction,))[1]
+            information.append(tuple(column[: i + 1]))
+        score = tuple(-s for s in slopes)
+        return rows, score, tuple(information)
+
+    def expected_information(
+        self, links: tuple[AbstractLink, ...], weights: Array, etas: tuple[Array, ...]
+    ) -> tuple[tuple[Array, ...], ...] | None:
+        """Expected information per row (as in ``working``) for standard errors; None: use the observed one."""
+        return None
+
+    # ---- moments, tails ------------------------------------------------------------------------
+    def mean(self, mu: Array, *others: Array) -> Array:
+        """``E[y]``; (..., K) class probabilities where ``classes`` is set."""
+        return mu
+
+    @abc.abstractmethod
+    def variance_of(self, mu: Array, *others: Array) -> Array:
+        """``Var[y]`` of an observation of weight 1."""
+
+    def cdf(self, y: Any, mu: Any, *others: Any) -> np.ndarray:
+        """``P(Y <= y)`` on the host (numpy, scipy), for quantile residuals."""
+        raise ModelSpecError(f"family {self.name!r} has no distribution function.")
+
+    def quantile(self, p: Any, mu: Any, *others: Any) -> np.ndarray:
+        """Smallest ``y`` with ``P(Y <= y) >= p`` on the host, for prediction intervals."""
+        raise ModelSpecError(f"family {self.name!r} has no quantile function.")
+
+    def sample(
+        self, rng: np.random.Generator, weights: np.ndarray, mu: np.ndarray, *others: np.ndarray
+    ) -> np.ndarray:
+        """Random responses on the host, in the form of ``y``."""
+        raise ModelSpecError(f"family {self.name!r} cannot be simulated.")
+
+    def log_cdf(self, y: Array, mu: Array, *others: Array) -> Array:
+        """Traced ``log P(Y <= y)``, for ``Censored`` and ``Truncated``."""
+        raise ModelSpecError(f"family {self.name!r} cannot be censored or truncated.")
+
+    def log_survival(self, y: Array, mu: Array, *others: Array) -> Array:
+        """Traced ``log P(Y > y)``, for ``Censored`` and ``Truncated``."""
+        raise ModelSpecError(f"family {self.name!r} cannot be censored or truncated.")
+
+    # ---- data and starts -----------------------------------------------------------------------
+    def read_response(self, response: Response) -> Prepared:
+        """Check the response on the host and bring it into the form of the kernels.
+
+        Raises
+        ------
+        DataError
+            Values outside the support, naming the rows.
+        """
+        values = plain_response(self, response)
+        self.check_response(dataclasses.replace(response, values=values))
+        return Prepared(self, values, response.weights)
+
+    def check_response(self, response: Response) -> None:
+        """Raise DataError for values outside the support. Overridden by most families."""
+
+    def start_mean(self, y: Array, weights: Array) -> Array:
+        """Rows of ``mu`` to start from, inside the domain (R's ``mustart``), traced."""
+        return y
+
+    def start_others(self, y: Array, weights: Array) -> tuple[Array, ...]:
+        """One scalar start value per entry of ``parameters``, natural scale, traced."""
+        return ()
+
+    def with_parameters(self, names: Mapping[str, str]) -> AbstractFamily:
+        """The family with predictors for these parameters (a user's ``parameters={"sigma": "~ x"}``).
+
+        Families whose dispersion is normally estimated after the fit return their full-likelihood form.
+        """
+        known = [p.name for p in self.parameters]
+        for name in names:
+            if name not in known:
+                raise ModelSpecError(
+                    f"parameters: {name!r} is not a parameter of family {self.name!r}; it has {known}."
+                )
+        return self
+
+
+class AbstractExponentialFamily(AbstractFamily):
+    """An exponential dispersion family (or quasi family): variance function and unit deviance.
+
+    ``Var = phi V(mu) / w``. Fitted by Fisher scoring of the deviance; ``phi`` is 1
+    (``has_dispersion`` False) or Pearson's estimate afterwards.
+    """
+
+    @property
+    def fisher_scoring(self) -> bool:
+        return True
+
+    @abc.abstractmethod
+    def variance(self, mu: Array) -> Array:
+        """Variance function ``V(mu)``."""
+
+    @abc.abstractmethod
+    def unit_deviance(self, y: Array, mu: Array) -> Array:
+        """``2 (l(y; y) - l(y; mu))`` at ``phi = 1``; 0 at ``mu = y``."""
+
+    def kernel(self, y: Array, mu: Array) -> Array:
+        """Half the unit deviance up to constants in ``y``: what a pass over the rows sums."""
+        return 0.5 * self.unit_deviance(y, mu)
+
+    def cost(self, y, weights, mu, *others):
+        return weights * self.kernel(y, mu)
+
+    def working(self, links, y, weights, etas):
+        (link,), (eta,) = links, etas
+        mu, slope = link.inverse(eta), link.derivative(eta)
+        ratio = weights * slope / self.variance(mu)
+        return self.cost(y, weights, mu), (ratio * (y - mu),), ((ratio * slope,),)
+
+    def expected_information(self, links, weights, etas):
+        (link,), (eta,) = links, etas
+        slope = link.derivative(eta)
+        return ((weights * slope**2 / self.variance(link.inverse(eta)),),)
+
+    def variance_of(self, mu, *others):
+        dispersion = others[0] if others else 1.0
+        return dispersion * self.variance(mu)
+
+    def llf_dispersion(
+        self, y: np.ndarray, weights: np.ndarray, mu: np.ndarray, deviance: float
+    ) -> float | None:
+        """The dispersion at which ``llf`` is evaluated (R's convention); None when ``phi`` is 1.
+
+        ``llf`` is the sum of ``log_likelihood(y, weights, mu, phi)`` and counts ``phi`` as a parameter.
+        """
+        return None
+
+
+def plain_response(family: AbstractFamily, response: Response) -> np.ndarray:
+    """Return numeric values (n,), refusing labels and two-column responses."""
+    if response.levels is not None and not set(response.levels) <= {False, True}:
+        raise DataError(
+            f"response {response.name!r} holds labels {some(response.levels)}; family {family.name!r} "
+            "needs numbers. For labels use family='binomial' (two levels), Multinomial() or Ordinal()."
+        )
+    values = np.asarray(response.values, np.float64)
+    if values.ndim != 1:
+        raise DataError(
+            f"response {response.name!r} has {values.shape[1]} columns; family {family.name!r} takes one. "
+            "cbind(success, failure) belongs to the binomial and beta-binomial families."
+        )
+    return values
+
+
+def fit_link(family: AbstractFamily, link: Any) -> AbstractLink:
+    """The link of a fit: the user's, or the family's own; refuses links that the family cannot use."""
+    chosen = family.default_link if link is None else as_link(link)
+    if family.links and chosen.name not in family.links:
+        raise ModelSpecError(
+            f"link={chosen.name!r} cannot be used with family {family.name!r}; use one of "
+            f"{', '.join(family.links)}."
+        )
+    return chosen
