@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxnlme._typing import Array, Float
-from jaxnlme.priors import AbstractPrior
+from jaxnlme._typing import Float
 
 
 class AbstractPenalty(eqx.Module):
@@ -88,7 +88,7 @@ class Quadratic(AbstractPenalty):
 class Priors(AbstractPenalty):
     """Minus the log density of independent priors, one per coefficient (None: flat)."""
 
-    priors: tuple[AbstractPrior | None, ...]
+    priors: tuple[Any, ...]  # jaxnlme.priors objects or None
 
     def value(self, b):
         total = jnp.zeros((), b.dtype)

@@ -1,2 +1,3 @@
 """Calibration."""
+
 from jaxnlme.calibration.parameters import ParameterDef, ParameterSet

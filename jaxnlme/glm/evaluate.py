@@ -138,46 +138,46 @@ def assemble_score(layout: Layout, score) -> Float[Array, "p"]:
     return jnp.concatenate([d.score(s) for d, s in zip(layout.designs, score, strict=True)])
 
 
+def start_working(layout: Layout, etas: tuple[Array, ...]):
+    """Score and weights per row of the first least-squares fit, at the starting predictors.
+
+    Families that are fitted by Newton's method regress the predictors themselves: their second derivatives
+    need not be positive away from the optimum.
+    """
+    w = layout.weights
+    if not layout.family.fisher_scoring:
+        return tuple(jnp.zeros_like(eta) for eta in etas), tuple(w for _ in etas)
+    _, score, information = working_rows(layout, etas)
+    return score, tuple(row[i] for i, row in enumerate(information))
+
+
 def evaluate(
     layout: Layout,
     b: Float[Array, "p"],
-    etas: tuple[Array, ...],
     want_gram: Bool[Array, ""],
     old_gram: Float[Array, "p p"],
-    start: Bool[Array, ""],
-) -> tuple[Evaluation, tuple[Array, ...]]:
-    """Evaluate at linear predictors; the Gram matrix is taken over from ``old_gram`` unless wanted.
-
-    With ``start`` the families that are fitted by Newton's method return unit information and no score, so
-    that the first step is a least-squares fit of the starting predictors. The last value returned is the
-    diagonal information per row.
-    """
-    cost, score, information = working_rows(layout, etas)
-    if not layout.family.fisher_scoring:
-        w, zero = layout.weights, jnp.zeros_like(layout.weights)
-        score = tuple(jnp.where(start, zero, s) for s in score)
-        information = tuple(
-            tuple(jnp.where(start, w if i == j else zero, v) for j, v in enumerate(row))
-            for i, row in enumerate(information)
-        )
-    cost, score, information = _bar((cost, score, information))
+) -> Evaluation:
+    """Evaluate at coefficients; the information matrix is taken over from ``old_gram`` unless wanted."""
+    etas = layout.linear(b)
+    cost, score, information = _bar(working_rows(layout, etas))
     objective = jnp.sum(cost)
     gradient = assemble_score(layout, score)
-    gram = jax.lax.cond(
-        want_gram, lambda i: assemble_gram(layout, i), lambda i: old_gram, information
-    )
     penalty = layout.penalty
+    gram = jax.lax.cond(
+        want_gram,
+        lambda i: assemble_gram(layout, i) + (0 if penalty.trivial else penalty.hessian(b)),
+        lambda i: old_gram,
+        information,
+    )
     if penalty.jeffreys:
-        objective, gradient = _jeffreys(layout, etas, objective, gradient, gram, information)
+        objective, gradient = _jeffreys(layout, etas, objective, gradient, gram)
     if not penalty.trivial:
         objective = objective + penalty.value(b)
         gradient = gradient - penalty.gradient(b)
-        gram = jnp.where(want_gram, gram + penalty.hessian(b), gram)
-    diagonal = tuple(row[i] for i, row in enumerate(information))
-    return Evaluation(objective, gradient, gram), diagonal
+    return Evaluation(objective, gradient, gram)
 
 
-def _jeffreys(layout, etas, objective, gradient, gram, information):
+def _jeffreys(layout, etas, objective, gradient, gram):
     """Subtract half the log-determinant of the information (Firth 1993, Biometrika 80, eq. 3)."""
     low = cholesky(gram)
     inverse = cho_solve(low, jnp.eye(gram.shape[0], dtype=gram.dtype))

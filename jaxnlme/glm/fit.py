@@ -80,7 +80,7 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
         jnp.asarray(jnp.inf if problem.upper is None else problem.upper, dtype),
     )
     bounds = tuple(jnp.broadcast_to(bound, (layout.width,)) for bound in bounds)
-    b, state = solver.init(layout, params0)
+    b, state = solver.init(layout, bounds, params0)
 
     def body(carry):
         b, state, _, _ = carry

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from jaxnlme._results import RESULTS
 from jaxnlme._typing import Array, Bool, Float, Int
-from jaxnlme.glm.evaluate import Layout, evaluate, start_predictors
+from jaxnlme.glm.evaluate import (
+    Layout,
+    assemble_gram,
+    assemble_score,
+    evaluate,
+    start_predictors,
+    start_working,
+)
 from jaxnlme.numerics.small_linalg import cho_solve_vector, cholesky
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
@@ -25,11 +32,9 @@ class IRLSState(eqx.Module):
     direction: Float[Array, "p"]
     fraction: Float[Array, ""]
     decrement: Float[Array, ""]
-    previous: Float[Array, ""]
     damping: Float[Array, ""]
     num_steps: Int[Array, ""]
     num_passes: Int[Array, ""]
-    started: Bool[Array, ""]
     fresh_gram: Bool[Array, ""]
     want_gram: Bool[Array, ""]
 
@@ -55,62 +60,60 @@ class IRLS(eqx.Module):
     tolerance: Float[Array, ""] | float = 1e-8
     lazy: bool = eqx.field(static=True, default=False)
 
-    def init(self, layout: Layout, params: Float[Array, "p"] | None) -> tuple[Array, IRLSState]:
-        """The state before the first pass; without ``params`` that pass finds them."""
+    def init(self, layout: Layout, bounds, params: Float[Array, "p"] | None):
+        """The start and the state before the first pass."""
         p, dtype = layout.width, layout.weights.dtype
-        zero, false = jnp.zeros((), dtype), jnp.zeros((), bool)
-        b = jnp.zeros(p, dtype) if params is None else jnp.asarray(params, dtype)
+        zero, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+        if params is None:
+            b, direction = self._start(layout, bounds)
+        else:
+            b = jnp.clip(jnp.asarray(params, dtype), *bounds)
+            direction = jnp.zeros(p, dtype)
         state = IRLSState(
-            objective=jnp.full((), jnp.inf, dtype),
+            objective=infinite,
             score=jnp.zeros(p, dtype),
             gram=jnp.eye(p, dtype=dtype),
-            direction=jnp.zeros(p, dtype),
+            direction=direction,
             fraction=jnp.ones((), dtype),
-            decrement=jnp.full((), jnp.inf, dtype),
-            previous=jnp.full((), jnp.inf, dtype),
+            decrement=infinite,
             damping=zero,
             num_steps=jnp.zeros((), jnp.int32),
             num_passes=jnp.zeros((), jnp.int32),
-            started=jnp.full((), params is not None),
-            fresh_gram=false,
+            fresh_gram=jnp.zeros((), bool),
             want_gram=jnp.ones((), bool),
         )
         return b, state
 
-    def step(self, layout: Layout, bounds, b: Float[Array, "p"], state: IRLSState):
-        """One pass over the rows at a trial point, and the next step from what it gives."""
-        lower, upper = bounds
-        trial = jnp.clip(b + state.fraction * state.direction, lower, upper)
-        begin = ~state.started
+    def _start(self, layout, bounds):
+        """Least squares of the family's starting predictors, approached from constant ones in the domain."""
         rows, flat = start_predictors(layout)
-        etas = tuple(
-            jnp.where(begin, row, eta) for row, eta in zip(rows, layout.linear(trial), strict=True)
+        free = bounds[1] > bounds[0]
+        base = jnp.clip(jnp.zeros(layout.width, layout.weights.dtype), *bounds)
+        held = layout.linear(base)  # offsets, and what coefficients that are held contribute
+        score, weights = start_working(layout, rows)
+
+        def target(etas, score):
+            gaps = [w * (e - h) + s for w, e, h, s in zip(weights, etas, held, score, strict=True)]
+            return assemble_score(layout, [jnp.where(layout.weights > 0, g, 0) for g in gaps])
+
+        zero = tuple(jnp.zeros_like(s) for s in score)
+        none = jnp.zeros_like(layout.weights)
+        gram = assemble_gram(
+            layout,
+            tuple(
+                tuple(weights[i] if i == j else none for j in range(i + 1))
+                for i in range(len(weights))
+            ),
         )
-        new, information = evaluate(layout, trial, etas, state.want_gram, state.gram, begin)
-        started = self._started(layout, bounds, new, rows, flat, information)
-        moved = self._moved(layout, bounds, b, trial, new, state)
-        return jax.tree.map(lambda x, y: jnp.where(begin, x, y), started, moved)
+        safe = base + damped_solve(gram, target(flat, zero), free)[0]
+        full = base + damped_solve(gram, target(rows, score), free)[0]
+        safe = jnp.clip(safe, *bounds)
+        return safe, jnp.clip(full, *bounds) - safe
 
-    def _started(self, layout, bounds, new, rows, flat, information):
-        """Least squares of the starting predictors, approached from the constant ones."""
-        b, state = self.init(layout, jnp.zeros(layout.width, layout.weights.dtype))
-        free = jnp.ones(b.shape, bool)
-
-        def fit(etas):
-            gaps = [w * (e - o) for w, e, o in zip(information, etas, layout.offsets, strict=True)]
-            gaps = [jnp.where(layout.weights > 0, g, 0) for g in gaps]
-            return jnp.concatenate([d.score(g) for d, g in zip(layout.designs, gaps, strict=True)])
-
-        full, _ = damped_solve(new.gram, fit(rows) + new.score, free)
-        safe, _ = damped_solve(new.gram, fit(flat), free)
-        safe, full = jnp.clip(safe, *bounds), jnp.clip(full, *bounds)
-        state = eqx.tree_at(
-            lambda s: (s.direction, s.num_passes), state, (full - safe, jnp.ones((), jnp.int32))
-        )
-        return safe, state
-
-    def _moved(self, layout, bounds, b, trial, new, state):
-        """Accept the trial point or halve the step."""
+    def step(self, layout: Layout, bounds, b: Float[Array, "p"], state: IRLSState):
+        """One pass over the rows at a trial point; accept it or halve the step."""
+        trial = jnp.clip(b + state.fraction * state.direction, *bounds)
+        new = evaluate(layout, trial, state.want_gram, state.gram)
         dtype = layout.weights.dtype
         eps = jnp.finfo(dtype).eps
         slack = 64 * eps * jnp.abs(state.objective)
@@ -119,7 +122,7 @@ class IRLS(eqx.Module):
         )
         better = better & jnp.all(jnp.isfinite(new.score))
         lower, upper = bounds
-        free = ~(((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0)))
+        free = (upper > lower) & ~(((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0)))
         direction, damping = damped_solve(new.gram, new.score, free)
         decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
         ratio = decrement / state.decrement
@@ -133,11 +136,9 @@ class IRLS(eqx.Module):
             direction=direction,
             fraction=jnp.ones((), dtype),
             decrement=decrement,
-            previous=state.decrement,
             damping=damping,
             num_steps=state.num_steps + 1,
             num_passes=state.num_passes + 1,
-            started=state.started,
             fresh_gram=state.want_gram,
             want_gram=want,
         )

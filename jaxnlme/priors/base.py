@@ -275,7 +275,7 @@ def _bisect(prior: AbstractPrior, q: Any) -> Array:
     limit = 0.98 * np.log(float(jnp.finfo(dtype).max))
     shape = jnp.shape(q)
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
         high_side = too_high(place(middle))

@@ -50,27 +50,26 @@ class Bound(AbstractPrior):
     """
 
     prior: AbstractPrior
-    lower: Any
+    lower: Any  # -inf or inf where that side is open
     upper: Any
     log_mass: Any
     from_above: Any
+    closed: tuple[bool, bool] = eqx.field(static=True)
 
     def __init__(self, prior: Any, lower: Any = None, upper: Any = None):
         prior = as_prior(prior, argument="prior")
         if lower is None and upper is None:
             raise ModelSpecError("Bound: give lower=, upper= or both.")
-        low, high = (number(v) for v in prior.support)
         for key, value in {"lower": lower, "upper": upper}.items():
             if value is not None and concrete(value) and not np.all(np.isfinite(value)):
-                raise ModelSpecError(
-                    f"Bound: {key}={value!r} must be finite; leave it out instead."
-                )
+                raise ModelSpecError(f"Bound: {key}={value!r} must be finite, or left out.")
+        (low, high), (has_low, has_high) = prior.support, prior._ends()
+        lower = low if lower is None else (_larger(lower, low) if has_low else lower)
+        upper = high if upper is None else (-_larger(-upper, -high) if has_high else upper)
         lower, upper = number(lower), number(upper)
-        # An end of the prior's own support that is nearer keeps its place.
-        lower = low if lower is None else (lower if low == -INF else _larger(lower, low))
-        upper = high if upper is None else (upper if high == INF else -_larger(-upper, -high))
         check_ordered("Bound", lower, upper)
         self.prior, self.lower, self.upper = prior, lower, upper
+        self.closed = (_bounded(lower), _bounded(upper))
         if any(not concrete(leaf) for leaf in jax.tree.leaves((prior, lower, upper))):
             self.log_mass, self.from_above = _log_mass(prior, lower, upper)
         else:
@@ -82,7 +81,7 @@ class Bound(AbstractPrior):
 
     @property
     def support(self):
-        return (self.lower, self.upper)
+        return (self.lower if self.closed[0] else -INF, self.upper if self.closed[1] else INF)
 
     def _log_prob(self, x):
         inside = (x >= self.lower) & (x <= self.upper)
@@ -129,6 +128,10 @@ class TruncatedNormal(AbstractPrior):
 
     def _log_sf(self, x):
         return self.bound._log_sf(x)
+
+
+def _bounded(value: Any) -> bool:
+    return not (isinstance(value, float) and abs(value) == INF)
 
 
 def _larger(a: Any, b: Any) -> Any:
@@ -184,7 +187,10 @@ class NumpyroPrior(AbstractPrior):
             raise ModelSpecError(
                 f"{type(distribution).__name__} is discrete; samplers need a continuous prior."
             )
-        self.distribution = distribution
+        # numpyro keeps JAX arrays of the dtype in force when it was made: host numbers follow ours.
+        self.distribution = jax.tree.map(
+            lambda v: np.asarray(v, float) if concrete(v) else v, distribution
+        )
         limits = {"unit_interval": (0.0, 1.0), "positive": (0.0, INF)}
         name = type(distribution.support).__name__.strip("_").lower()
         low, high = limits.get(name, (-INF, INF))
