@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jaxnlme._errors import ModelSpecError
 from jaxnlme._typing import Float
 
 
@@ -85,6 +86,34 @@ class Quadratic(AbstractPenalty):
         return self.P
 
 
+class Ridge(eqx.Module):
+    """``alpha / 2 * |b|^2`` added to the mean negative log-likelihood, the intercept free.
+
+    The same as ``alpha=`` of :func:`jaxnlme.fit_glm`; on standardised columns when ``standardize`` is on.
+    """
+
+    alpha: float | int = eqx.field(static=True)
+
+
+class Monotone(eqx.Module):
+    """Coefficients in ascending (or descending) order: ``Monotone(["age2", "age3", "age4"])``.
+
+    With ``from_zero`` the first of them is also at or above (below) 0, the base level of a treatment
+    contrast.
+    """
+
+    labels: tuple[str, ...] = eqx.field(static=True, converter=tuple)
+    increasing: bool = eqx.field(static=True, default=True)
+    from_zero: bool = eqx.field(static=True, default=False)
+
+
+class LinearEquality(eqx.Module):
+    """Coefficients with ``C b = d`` exactly; ``C`` (m, p), ``d`` (m,), in the order of the labels."""
+
+    C: Any
+    d: Any = 0.0
+
+
 class Priors(AbstractPenalty):
     """Minus the log density of independent priors, one per coefficient (None: flat)."""
 
@@ -117,3 +146,12 @@ class Sum(AbstractPenalty):
         return sum(
             (part.hessian(b) for part in self.parts), jnp.zeros((b.shape[0],) * 2, b.dtype)
         )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Lasso", "ElasticNet", "SCAD", "MCP", "GroupLasso"):
+        raise ModelSpecError(
+            f"jn.penalties.{name} is not built yet; it comes with penalty paths. Built: Ridge, Quadratic, "
+            "Firth, Monotone, LinearEquality."
+        )
+    raise AttributeError(f"module 'jaxnlme.penalties' has no attribute {name!r}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme._cache import outer_jit
@@ -75,16 +76,18 @@ class HostDesign:
         return out
 
 
-def host_design(X: np.ndarray) -> HostDesign:
-    """Lay out a matrix (n, p), padded to a shape bucket."""
+def host_design(X: np.ndarray, *, constant: bool = False) -> HostDesign:
+    """Lay out a matrix (n, p), padded to a shape bucket; ``constant`` puts a column of ones first."""
     n, p = X.shape
+    first = int(constant)
     if n <= BLOCK:
-        rows = bucket(n)
-        dense = np.zeros((1, p, rows))
-        dense[0, :, :n] = X.T
+        dense = np.zeros((1, p + first, bucket(n)))
+        dense[0, first:, :n] = X.T
     else:
-        dense = host_blocks(X, rows=BLOCK * num_blocks(n))
-    return HostDesign(Blocks(dense), np.arange(p), n)
+        dense = host_blocks(X, rows=BLOCK * num_blocks(n), lead=first)
+    if constant:
+        dense[:, 0] = 1.0
+    return HostDesign(Blocks(dense), np.arange(p + first), n)
 
 
 def num_blocks(n: int) -> int:
@@ -262,7 +265,7 @@ def _orthogonal(problem, free, bases):
         # unit root-mean-square columns, so that start values and steps have a natural size
         size = np.sqrt(design.n)
         designs.append(host_design(basis.q * size))
-        matrices.append(T / size)
+        matrices.append(T * size)
         shift.append(held)
         offsets.append(offset + design.matrix() @ held if held.any() else offset)
         at += p
@@ -473,11 +476,18 @@ def information_at(
 def _information_rows(prepared, b, *, expected):
     layout = lay_out(prepared)
     etas = layout.linear(b)
-    rows = layout.family.expected_information(layout.links, layout.weights, etas) if expected else None
-    if rows is None:
-        rows = working_rows(layout, etas)[2]
-    live = layout.weights > 0
-    rows = tuple(tuple(jax.numpy.where(live, v, 0) for v in row) for row in rows)
+    rows = working_rows(layout, etas)[2]
+    if expected:
+        wanted = layout.family.expected_information(layout.links, layout.weights, etas)
+        if wanted is not None:  # None inside: the observed one
+            live = layout.weights > 0
+            rows = tuple(
+                tuple(
+                    observed if e is None else jnp.where(live, e, 0)
+                    for e, observed in zip(line, given, strict=True)
+                )
+                for line, given in zip(wanted, rows, strict=True)
+            )
     return assemble_gram(layout, rows)
 
 

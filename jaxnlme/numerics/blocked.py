@@ -143,16 +143,22 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def host_blocks(X: np.ndarray, *, rows: int | None = None) -> np.ndarray:
-    """Lay out a host matrix (n, p) as (k, p, 512), padded with zeros to ``rows`` rows (default: n)."""
+def host_blocks(X: np.ndarray, *, rows: int | None = None, lead: int = 0) -> np.ndarray:
+    """Lay out a host matrix (n, p) as (k, lead + p, 512), padded with zeros to ``rows`` rows (default: n).
+
+    The first ``lead`` columns are left for the caller to fill.
+    """
     n, p = X.shape
     k = -(-max(rows or n, 1) // BLOCK)
-    out = aligned((k, p, BLOCK))
+    out = aligned((k, lead + p, BLOCK))
     full = n // BLOCK
-    np.copyto(out[:full], X[: full * BLOCK].reshape(full, BLOCK, p).transpose(0, 2, 1))
+    for at in range(0, full, 64):  # reshaping a strided matrix copies: do it in small pieces
+        end = min(at + 64, full)
+        piece = X[at * BLOCK : end * BLOCK].reshape(end - at, BLOCK, p)
+        np.copyto(out[at:end, lead:], piece.transpose(0, 2, 1))
     out[full:] = 0
     if n > full * BLOCK:
-        out[full, :, : n - full * BLOCK] = X[full * BLOCK :].T
+        out[full, lead:, : n - full * BLOCK] = X[full * BLOCK :].T
     return out
 
 
