@@ -26,6 +26,10 @@ class RESULTS(eqx.Enumeration):
         "The Hessian at the estimate is not positive definite: some combination of parameters is "
         "not determined by the data."
     )
+    separation = (
+        "Fitted means lie numerically at the edge of their range: some estimates are infinite. Use "
+        "penalty='firth' or priors=, or leave the separating term out."
+    )
     inner_failed = (
         "The random effects of at least one group could not be found (the inner Newton iteration "
         "did not converge)."
@@ -39,6 +43,7 @@ _NAMES = (
     "nonfinite",
     "singular",
     "not_identified",
+    "separation",
     "inner_failed",
 )
 

@@ -9,10 +9,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr, ndtri
+from jax.scipy.special import ndtri
 
 from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._typing import Array
+from jaxnlme.numerics.special import ndtr
 
 
 class AbstractLink(eqx.Module):
@@ -34,6 +35,10 @@ class AbstractLink(eqx.Module):
     def derivative(self, eta: Array) -> Array:
         """``d mu / d eta``."""
         return jax.jvp(self.inverse, (eta,), (jnp.ones_like(eta),))[1]
+
+    def complement(self, eta: Array) -> Array:
+        """``1 - inverse(eta)``, without cancellation where a link knows how."""
+        return 1 - self.inverse(eta)
 
     def valid(self, eta: Array) -> Array:
         """Where ``inverse`` is defined, bool."""
@@ -66,6 +71,9 @@ class Log(AbstractLink):
     def inverse(self, eta):
         return jnp.exp(eta)
 
+    def complement(self, eta):
+        return -jnp.expm1(eta)
+
     def derivative(self, eta):
         return jnp.exp(eta)
 
@@ -80,6 +88,9 @@ class Logit(AbstractLink):
 
     def inverse(self, eta):
         return jax.nn.sigmoid(eta)
+
+    def complement(self, eta):
+        return jax.nn.sigmoid(-eta)
 
     def derivative(self, eta):
         return jax.nn.sigmoid(eta) * jax.nn.sigmoid(-eta)
@@ -96,6 +107,9 @@ class Probit(AbstractLink):
     def inverse(self, eta):
         return ndtr(eta)
 
+    def complement(self, eta):
+        return ndtr(-eta)
+
     def derivative(self, eta):
         return jnp.exp(-0.5 * eta**2) / jnp.sqrt(2 * jnp.asarray(jnp.pi, eta.dtype))
 
@@ -110,6 +124,9 @@ class CLogLog(AbstractLink):
 
     def inverse(self, eta):
         return -jnp.expm1(-jnp.exp(eta))
+
+    def complement(self, eta):
+        return jnp.exp(-jnp.exp(eta))
 
     def derivative(self, eta):
         return jnp.exp(eta - jnp.exp(eta))
@@ -126,6 +143,9 @@ class LogLog(AbstractLink):
     def inverse(self, eta):
         return jnp.exp(-jnp.exp(-eta))
 
+    def complement(self, eta):
+        return -jnp.expm1(-jnp.exp(-eta))
+
     def derivative(self, eta):
         return jnp.exp(-eta - jnp.exp(-eta))
 
@@ -139,7 +159,10 @@ class Cauchit(AbstractLink):
         return jnp.tan(jnp.pi * (mu - 0.5))
 
     def inverse(self, eta):
-        return 0.5 + jnp.arctan(eta) / jnp.pi
+        return jnp.arctan2(jnp.ones_like(eta), -eta) / jnp.pi
+
+    def complement(self, eta):
+        return jnp.arctan2(jnp.ones_like(eta), eta) / jnp.pi
 
     def derivative(self, eta):
         return 1 / (jnp.pi * (1 + eta**2))
@@ -232,6 +255,38 @@ class Power(AbstractLink):
 
     def valid(self, eta):
         return jnp.isfinite(eta) & ((eta > 0) | (self.p == 0))
+
+
+class Interval(AbstractLink):
+    """``eta = logit((mu - low) / (high - low))``: a parameter between two numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(Interval(1.0, 2.0).inverse(np.float32(0.0)))
+    1.5
+    """
+
+    low: float = eqx.field(static=True)
+    high: float = eqx.field(static=True)
+
+    def __init__(self, low: float, high: float) -> None:
+        if not low < high:
+            raise ModelSpecError(f"Interval(low={low!r}, high={high!r}): low must be below high.")
+        self.low, self.high = float(low), float(high)
+
+    @property
+    def name(self) -> str:
+        return f"interval({self.low:g}, {self.high:g})"
+
+    def link(self, mu):
+        return jnp.log(mu - self.low) - jnp.log(self.high - mu)
+
+    def inverse(self, eta):
+        return self.low + (self.high - self.low) * jax.nn.sigmoid(eta)
+
+    def derivative(self, eta):
+        return (self.high - self.low) * jax.nn.sigmoid(eta) * jax.nn.sigmoid(-eta)
 
 
 class Custom(AbstractLink):

@@ -143,9 +143,7 @@ class Sum(AbstractPenalty):
         return sum((part.gradient(b) for part in self.parts), jnp.zeros_like(b))
 
     def hessian(self, b):
-        return sum(
-            (part.hessian(b) for part in self.parts), jnp.zeros((b.shape[0],) * 2, b.dtype)
-        )
+        return sum((part.hessian(b) for part in self.parts), jnp.zeros((b.shape[0],) * 2, b.dtype))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxnlme._errors import DataError, DataWarning, ModelSpecError, some, warn
-from jaxnlme.api._glm_inputs import Inputs, column_reader, finish, read_covariates, read_families
-from jaxnlme.design.columns import decode_array
+from jaxnlme.api._glm_inputs import Inputs, finish, read_covariates, read_families
 from jaxnlme.design.frames import Table, check_lengths, read_arrays, read_frame
-from jaxnlme.design.response import response_values
+from jaxnlme.design.response import read_response
 from jaxnlme.families import Response
 from jaxnlme.glm.drive import HostDesign, host_design
-from jaxnlme.results.glm_spec import array_design
+from jaxnlme.results.glm_spec import array_design, column_reader
 
 
 def read_array_model(
@@ -119,9 +118,8 @@ def _response(y: Any) -> tuple[np.ndarray, tuple | None, np.ndarray]:
                 "if they are unknown."
             )
         return y, None, gaps
-    column = decode_array(y, "y") if isinstance(y, np.ndarray) else read_frame({"y": y}).column("y")
-    values, levels = response_values(column, "y")
-    return values, levels, column.missing
+    values, levels, _ = read_response(y)
+    return values, levels, np.isnan(values)
 
 
 def _table(matrix: np.ndarray, labels: tuple[str, ...], values: np.ndarray, levels: Any) -> Table:

@@ -82,10 +82,14 @@ def read_fix(fix: Mapping[str, Any] | None, spec: GLMSpec) -> np.ndarray | None:
         if not spec.listed[k]:
             value = float(np.asarray(spec.links[spec.predictor[k]].link(np.float64(value))))
             if not np.isfinite(value):
-                raise ModelSpecError(f"fix[{name!r}]={fix[name]!r} lies outside the parameter's range.")
+                raise ModelSpecError(
+                    f"fix[{name!r}]={fix[name]!r} lies outside the parameter's range."
+                )
         held[k] = value
     if not np.isnan(held).any():
-        raise ModelSpecError("fix= holds every coefficient; nothing is left to fit (use with_params).")
+        raise ModelSpecError(
+            "fix= holds every coefficient; nothing is left to fit (use with_params)."
+        )
     return held
 
 
@@ -152,7 +156,9 @@ def _with_penalty(problem, spec, penalty, alpha, l1_ratio, standardize, priors):
     if alpha > 0:
         parts.append(_ridge(problem, spec, alpha, standardize))
     if isinstance(penalty, str) and penalty != "firth":
-        raise ModelSpecError(f"penalty={penalty!r}: the only name is 'firth'; others are jn.penalties objects.")
+        raise ModelSpecError(
+            f"penalty={penalty!r}: the only name is 'firth'; others are jn.penalties objects."
+        )
     if isinstance(penalty, str | Firth):
         if len(problem.designs) > 1 or not spec.family.fisher_scoring or spec.family.has_dispersion:
             raise ModelSpecError(
@@ -212,13 +218,20 @@ def _quadratic(problem: HostProblem, spec: GLMSpec, penalty: Quadratic) -> Quadr
     return Quadratic(float(np.sum(problem.weights)) * full)
 
 
-def _constraint(problem: HostProblem, spec: GLMSpec, penalty: Monotone | LinearEquality) -> dict[str, Any]:
+def _constraint(
+    problem: HostProblem, spec: GLMSpec, penalty: Monotone | LinearEquality
+) -> dict[str, Any]:
     """Coordinates of a linear constraint, with bounds on them."""
     width = problem.width
     if problem.held is not None:
-        raise ModelSpecError("fix= together with Monotone or LinearEquality is not possible; write the value into C, d.")
+        raise ModelSpecError(
+            "fix= cannot be combined with Monotone or LinearEquality; write the value into C, d."
+        )
     if isinstance(penalty, LinearEquality):
-        C, d = np.atleast_2d(np.asarray(penalty.C, float)), np.atleast_1d(np.asarray(penalty.d, float))
+        C, d = (
+            np.atleast_2d(np.asarray(penalty.C, float)),
+            np.atleast_1d(np.asarray(penalty.d, float)),
+        )
         p = len(spec.mean_labels)
         if C.shape[1] != p or len(d) != len(C):
             raise ModelSpecError(
@@ -255,7 +268,9 @@ def read_priors(priors: Mapping[str, Any], spec: GLMSpec) -> Priors:
     chosen: list[Any] = [None] * len(labels)
     for name, prior in priors.items():
         if not isinstance(prior, AbstractPrior):
-            raise ModelSpecError(f"priors[{name!r}]={prior!r} is not a prior: use jn.priors.Normal, Gamma, ...")
+            raise ModelSpecError(
+                f"priors[{name!r}]={prior!r} is not a prior: use jn.priors.Normal, Gamma, ..."
+            )
         if name == "fixed":
             for k in np.flatnonzero(spec.listed):
                 chosen[k] = chosen[k] if labels[k] in priors else prior
@@ -270,7 +285,9 @@ def read_priors(priors: Mapping[str, Any], spec: GLMSpec) -> Priors:
     return Priors(tuple(chosen))
 
 
-def _with_bounds(problem: HostProblem, spec: GLMSpec, bounds: Mapping[str, Any] | None) -> HostProblem:
+def _with_bounds(
+    problem: HostProblem, spec: GLMSpec, bounds: Mapping[str, Any] | None
+) -> HostProblem:
     if not bounds:
         return problem
     if problem.constraint is not None:
@@ -283,6 +300,8 @@ def _with_bounds(problem: HostProblem, spec: GLMSpec, bounds: Mapping[str, Any] 
         low = -np.inf if pair[0] is None else float(pair[0])
         high = np.inf if pair[1] is None else float(pair[1])
         if not low <= high:
-            raise ModelSpecError(f"bounds[{name!r}]={pair!r}: the lower bound is above the upper one.")
+            raise ModelSpecError(
+                f"bounds[{name!r}]={pair!r}: the lower bound is above the upper one."
+            )
         lower[k], upper[k] = low, high
     return dataclasses.replace(problem, lower=lower, upper=upper)

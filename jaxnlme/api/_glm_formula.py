@@ -7,15 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import FormulaError, FormulaWarning, warn
-from jaxnlme.api._glm_inputs import Inputs, column_reader, finish, read_covariates, read_families
-from jaxnlme.design.expressions import parse_formula
-from jaxnlme.design.formula import design_spec
+from jaxnlme.api._glm_inputs import (
+    Inputs,
+    finish,
+    read_covariates,
+    read_families,
+)
+from jaxnlme.design.expressions import free_names, split_formula
+from jaxnlme.design.formula import learn_design
 from jaxnlme.design.frames import read_frame, select_rows
-from jaxnlme.design.response import read_response, response_columns
+from jaxnlme.design.response import read_formula, read_response, response_columns
+from jaxnlme.design.terms import expand
+from jaxnlme.design.variables import data_part
 from jaxnlme.families import Response
-from jaxnlme.glm.drive import HostDesign
-from jaxnlme.numerics.blocked import Blocks
+from jaxnlme.glm.drive import HostDesign, host_design, num_blocks
+from jaxnlme.numerics.blocked import BLOCK, Blocks
+from jaxnlme.results.glm_spec import column_reader
 
 
 def read_formula_model(
@@ -32,40 +39,39 @@ def read_formula_model(
     dispersion: Any,
 ) -> Inputs:
     """Read ``fit_glm("y ~ x", data, ...)``."""
-    formula = parse_formula(text)
-    if formula.response is None:
-        raise FormulaError(
-            f"the formula {text!r} has no response; fit_glm needs a two-sided formula such as 'y ~ x'."
-        )
     chosen, formulas = read_families(family, link, parameters, dispersion)
     table = read_frame(data)
-    lhs_columns = response_columns(formula.response, table)
+    lhs, rhs = read_formula(text, table)
     covariates = read_covariates(table, weights=weights, offset=offset, exposure=exposure)
-    rhs_columns = design_columns(formula.rhs, table, lhs_columns)
-    both = [c for c in lhs_columns if c in rhs_columns]
-    if both:
-        warn(
-            f"the response {both[0]!r} is also on the right side of {text!r}; is that meant?", FormulaWarning
-        )
-    more = [c for t in formulas.values() for c in design_columns(parse_formula(t).rhs, table, ())]
-    columns = [*lhs_columns, *rhs_columns, *more]
-    rows = select_rows(table, columns, missing=missing)
-    used = table.take(rows)
-    n = len(rows)
-    values, levels, _ = read_response(formula.response, used)
-    whole = None if n == table.n else rows
-    w = covariates.at("weights", whole)
+    wanted = [*response_columns(lhs), *_columns(rhs)]
+    wanted += [c for formula in formulas.values() for c in _columns(split_formula(formula)[1])]
+    for name in (*wanted, *chosen.columns):  # a family's own columns may hold missing values (open intervals)
+        table.column(name)
+    rows = select_rows(table, wanted, missing=missing)
+    used, n = table.take(rows), len(rows)
+    values, levels, _ = read_response(lhs, used)
+    w = covariates.at("weights", None if n == table.n else rows)
     response = Response(
         values=values, weights=np.ones(n) if w is None else w, weighted=w is not None, levels=levels,
-        column=column_reader(used), name=formula.response, rows=rows,
+        column=column_reader(used), name=lhs, rows=rows,
     )  # fmt: skip
-    spec = design_spec(formula.rhs, used, response=lhs_columns)
+    spec = learn_design(rhs, used)
 
     def build(keep: np.ndarray | None) -> HostDesign:
-        dense, codes, sizes, order = spec.blocks(used, keep=keep)
+        if keep is not None or n <= BLOCK:
+            matrix = spec.matrix(used)
+            return host_design(matrix if keep is None else matrix[:, keep])
+        dense, codes, sizes, order = spec.blocks(used, BLOCK * num_blocks(n))
         return HostDesign(Blocks(dense, codes, sizes), order, n)
 
     return finish(
         table=table, rows=rows, used=used, family=chosen, link=link, formulas=formulas, response=response,
-        text=text, lhs=formula.response, mean=spec, build=build, covariates=covariates,
+        text=text, lhs=lhs, mean=spec, build=build, covariates=covariates,
     )  # fmt: skip
+
+
+def _columns(rhs: str) -> list[str]:
+    """Data columns that the right side of a formula reads, offsets included."""
+    terms = expand(rhs)
+    nodes = (*terms.variables, *terms.offsets)
+    return list(dict.fromkeys(name for node in nodes for name in free_names(data_part(node))))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import DataError, DataWarning, FormulaError, ModelSpecError, nearest, some, warn
-from jaxnlme.design.expressions import parse_formula
+from jaxnlme._errors import (
+    DataError,
+    DataWarning,
+    FormulaError,
+    ModelSpecError,
+    nearest,
+    some,
+    warn,
+)
+from jaxnlme.design.expressions import split_formula
 from jaxnlme.design.formula import DesignSpec, fixed_design
 from jaxnlme.design.frames import Table
 from jaxnlme.families import AbstractFamily, Response, as_family
@@ -77,7 +85,11 @@ def read_covariates(table: Table, *, weights: Any, offset: Any, exposure: Any) -
 
 
 def mean_offset(
-    covariates: Covariates, rows: np.ndarray | None, link: AbstractLink, in_formula: np.ndarray | None, n: int
+    covariates: Covariates,
+    rows: np.ndarray | None,
+    link: AbstractLink,
+    in_formula: np.ndarray | None,
+    n: int,
 ) -> np.ndarray:
     """Sum of the formula's offset terms, ``offset=`` and the logged ``exposure=``.
 
@@ -123,16 +135,6 @@ def _warn_raw_exposure(offset: np.ndarray) -> None:
         )
 
 
-def column_reader(table: Table) -> Callable[[str], np.ndarray]:
-    """How a family reads further columns: booleans stay booleans, numbers are float64."""
-
-    def read(name: str) -> np.ndarray:
-        column = table.column(name)
-        return np.asarray(column.values, bool) if column.kind == "bool" else table.numeric(name)
-
-    return read
-
-
 def read_families(
     family: Any,
     link: Any,
@@ -144,7 +146,9 @@ def read_families(
     formulas = {**chosen.formulas, **dict(parameters or {})}
     for name, text in formulas.items():
         if not isinstance(text, str):
-            raise ModelSpecError(f"parameters[{name!r}]={text!r}: expected a formula such as '~ 1 + x'.")
+            raise ModelSpecError(
+                f"parameters[{name!r}]={text!r}: expected a formula such as '~ 1 + x'."
+            )
     held, priors = dispersion
     wanted = dict(formulas)
     name = chosen.dispersion_name
@@ -200,19 +204,19 @@ def finish(
             matrices.append(None)
             continue
         if formula not in shared:
-            parsed = parse_formula(formula)
-            if parsed.response is not None:
+            left, right = split_formula(formula)
+            if left is not None:
                 raise FormulaError(
-                    f"parameters[{parameter.name!r}]={formula!r} has a left side; write {'~ ' + parsed.rhs!r}."
+                    f"parameters[{parameter.name!r}]={formula!r} has a left side; write {'~ ' + right!r}."
                 )
-            shared[formula] = fixed_design(parsed.rhs, used)
+            shared[formula] = fixed_design(right, used)
         others.append(shared[formula][0])
         matrices.append(shared[formula][1])
     spec = GLMSpec(
         formula=text, response=lhs, mean=mean, others=tuple(others),
         named=tuple(p.name in formulas for p in family.parameters), family=family, links=links,
         weights=covariates.given["weights"], offset=covariates.given["offset"],
-        exposure=covariates.given["exposure"], names=names,
+        exposure=covariates.given["exposure"], names=names, levels=response.levels,
     )  # fmt: skip
     design = build(None if family.has_intercept else spec.mean_columns)
     designs = [design]
@@ -232,7 +236,13 @@ def finish(
 
 
 def _check_size(inputs: Inputs) -> None:
-    n, p = int(np.sum(inputs.weights > 0)), inputs.designs[0].width
+    n = int(np.sum(inputs.weights > 0))
     if n == 0:
         raise DataError("0 rows have a positive weight; nothing is left to fit.")
-    del p
+    for variable in inputs.spec.mean.variables:
+        if variable.kind == "factor" and len(variable.levels) >= n > 2:
+            raise DataError(
+                f"factor {variable.text!r} has {len(variable.levels)} levels for {n} rows: one level per row "
+                "leaves nothing to estimate. Use a random effect (fit_mixed), target encoding TE(), or coarser "
+                "levels."
+            )

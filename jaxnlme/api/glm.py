@@ -11,6 +11,7 @@ from jaxnlme._precision import host64
 from jaxnlme.api._glm_arrays import read_array_model
 from jaxnlme.api._glm_fit import fit_host
 from jaxnlme.api._glm_formula import read_formula_model
+from jaxnlme.api._glm_warnings import check_fit
 from jaxnlme.api._nlme_fit import check_numbers
 from jaxnlme.api._nlme_options import refuse_unknown
 from jaxnlme.design.terms_dict import formula_from_terms
@@ -133,17 +134,23 @@ def fit_glm(
     began = time.perf_counter()
     if terms is not None:
         if model is not None or response is None:
-            raise ModelSpecError("terms= takes the place of the formula and needs response= and data=.")
+            raise ModelSpecError(
+                "terms= takes the place of the formula and needs response= and data=."
+            )
         model = f"{response} ~ {formula_from_terms(terms, interactions)}"
     elif interactions is not None or response is not None:
-        raise ModelSpecError("interactions= and response= go with terms=; write them into the formula.")
+        raise ModelSpecError(
+            "interactions= and response= go with terms=; write them into the formula."
+        )
     if isinstance(model, str):
         if names is not None or not intercept or y is not None:
             raise ModelSpecError(
                 "names=, intercept= and y= go with arrays; in a formula write '- 1' to leave the constant out."
             )
         if data is None:
-            raise DataError("data is missing: fit_glm(formula, data) needs a frame or a dict of arrays.")
+            raise DataError(
+                "data is missing: fit_glm(formula, data) needs a frame or a dict of arrays."
+            )
         inputs = read_formula_model(
             model, data, family=family, link=link, exposure=exposure, weights=weights, offset=offset,
             parameters=parameters, missing=missing, dispersion=_needs_dispersion(fix, priors),
@@ -162,12 +169,15 @@ def fit_glm(
         inputs, alpha=alpha, l1_ratio=l1_ratio, penalty=penalty, standardize=standardize, bounds=bounds,
         fix=fix, priors=priors, start=start, max_steps=max_steps, tolerance=tolerance,
     )  # fmt: skip
+    outcome = check_fit(inputs, problem, outcome)
     return make_results(
         spec=inputs.spec, problem=problem, fit=outcome, table=inputs.table, rows=inputs.rows, call=call,
         door=fit_glm, seconds=time.perf_counter() - began,
     )  # fmt: skip
 
 
-def _needs_dispersion(fix: Mapping[str, Any] | None, priors: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Family parameters that the user holds or gives a prior: they must be part of the likelihood."""
-    return tuple(fix or ()), tuple(priors or ())  # type: ignore[return-value]
+def _needs_dispersion(
+    fix: Mapping[str, Any] | None, priors: Mapping[str, Any] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the user holds or gives priors: a dispersion among them must be part of the likelihood."""
+    return tuple(fix or ()), tuple(priors or ())

@@ -77,6 +77,7 @@ class VariableData(eqx.Module):
         """Return the model as anomalies, where the reference method is "subtract"."""
         if self.reference != "subtract":
             return model
+        assert self.reference_weights is not None
         return model - jnp.sum(self.reference_weights * model)
 
 

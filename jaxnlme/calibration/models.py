@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -33,6 +34,41 @@ class FunctionModel(eqx.Module):
         return self.function(params)
 
 
+class PartitionedModel(eqx.Module):
+    """A user's ``equinox.Module``: its float arrays are traced, all else is part of the program."""
+
+    arrays: Any
+    static: _Static = eqx.field(static=True)
+
+    def __call__(self, params: dict[str, Any]) -> Any:
+        return eqx.combine(self.arrays, self.static.tree)(params)
+
+
+class _Static:
+    """What is not an array in a model, hashable by content."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = tree
+        leaves, self.structure = jax.tree.flatten(tree)
+        self.leaves = tuple(leaves)
+
+    def __hash__(self) -> int:
+        return hash((self.leaves, self.structure))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and (
+            self.leaves == other.leaves and self.structure == other.structure
+        )
+
+
+def as_model(model: Any) -> eqx.Module:
+    """Return a JAX model as a pytree that compiled programs take as an argument."""
+    if not isinstance(model, eqx.Module):
+        return FunctionModel(model)
+    arrays, rest = eqx.partition(model, lambda x: eqx.is_array(x) or isinstance(x, float))
+    return PartitionedModel(arrays, _Static(rest))
+
+
 class HostModel(eqx.Module):
     """A plain Python model called from compiled programs; one call gets all points of a batch."""
 
@@ -42,17 +78,21 @@ class HostModel(eqx.Module):
 
     def __call__(self, params: dict[str, Any]) -> dict[str, Array]:
         theta = jnp.stack([params[name] for name in self.names])
-        out = {name: jax.ShapeDtypeStruct((n,), theta.dtype) for name, n in self.shapes}
-        return jax.pure_callback(self._batch, out, theta, vmap_method="broadcast_all")
+        if theta.dtype != jnp.float64:
+            raise TypeError("a plain Python model is evaluated in float64; call it through a door.")
+        # As 32-bit words: callbacks run in threads of JAX's own, where 64-bit may be off.
+        words = jax.lax.bitcast_convert_type(theta, jnp.uint32)
+        out = {name: jax.ShapeDtypeStruct((n, 2), jnp.uint32) for name, n in self.shapes}
+        found = jax.pure_callback(self._batch, out, words, vmap_method="broadcast_all")
+        return {v: jax.lax.bitcast_convert_type(y, jnp.float64) for v, y in found.items()}
 
-    def _batch(self, theta: Any) -> dict[str, np.ndarray]:
-        theta = np.asarray(theta)
-        flat = theta.reshape(-1, theta.shape[-1])
-        runs = self.pool.map(self.names, flat)
+    def _batch(self, words: Any) -> dict[str, np.ndarray]:
+        theta = np.ascontiguousarray(np.asarray(words)).view(np.float64)[..., 0]
+        runs = self.pool.map(self.names, theta.reshape(-1, theta.shape[-1]))
         out = {}
         for k, (name, n) in enumerate(self.shapes):
-            rows = np.stack([run[k] for run in runs])
-            out[name] = rows.reshape(*theta.shape[:-1], n).astype(theta.dtype)
+            rows = np.ascontiguousarray(np.stack([run[k] for run in runs]), np.float64)
+            out[name] = rows.view(np.uint32).reshape(*theta.shape[:-1], n, 2)
         return out
 
 
@@ -137,8 +177,8 @@ class ModelRunner:
     output_variables
         Variables to read from the output. Default: those of the target.
     times
-        Times of the output arrays, one array or a dict by variable. Default: the output has exactly
-        the observed times, in their order of time.
+        Times of the output arrays, one array or a dict by variable. Default: the output has the observed
+        times, in the order of the target.
     model_factory
         A plain Python model instead: ``model_factory(params)`` returns the output, as arrays or as
         ``{variable: {time: value}}``, or an object whose ``run()`` does. A run that raises or gives
@@ -168,13 +208,13 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Callable | None = None,
+        model: Any = None,
         output_variables: Sequence[str] | str | None = None,
         *,
         times: Any = None,
-        model_factory: Callable | None = None,
-        workers: int | None = None,
-        pool: Literal["thread", "process"] = "thread",
+        model_factory: Any = None,
+        workers: Any = None,
+        pool: str = "thread",
         param_names: Sequence[str] | None = None,
     ) -> None:
         if (model is None) == (model_factory is None):
@@ -215,7 +255,7 @@ class ModelRunner:
                     f"{self.output_variables}." + nearest(missing[0], self.output_variables)
                 )
         if self.model is not None:
-            return self.model if isinstance(self.model, eqx.Module) else FunctionModel(self.model)
+            return as_model(self.model)
         times = {v: self.times_of(v, t) for v, t in target_times.items()}
         return HostModel(
             self._pool(times), tuple(names), tuple((v, len(t)) for v, t in times.items())
@@ -245,9 +285,9 @@ class ModelRunner:
             raise ModelSpecError("ModelRunner: give times= to run a plain Python model on its own.")
         return observed
 
-    def index(self, variable: str, observed: np.ndarray) -> np.ndarray:
-        """Return where the observed times stand in the model's output."""
-        have = self.times_of(variable, observed)
+    def index(self, variable: str, observed: np.ndarray, default: np.ndarray) -> np.ndarray:
+        """Return where observed times stand in the output, whose times are `default` if not given."""
+        have = self.times_of(variable, default)
         order = np.argsort(have, kind="stable")
         place = np.clip(np.searchsorted(have[order], observed), 0, len(have) - 1)
         near = np.stack([order[place], order[np.maximum(place - 1, 0)]])
@@ -320,8 +360,7 @@ class ModelRunner:
             times = {v: self.times_of(v) for v in self.output_variables}
             runs = self._pool(times).map(names, points)
             return {v: np.stack([run[k] for run in runs]) for k, v in enumerate(times)}
-        model = self.model if isinstance(self.model, eqx.Module) else FunctionModel(self.model)
-        output = _run_many(model, names, points)
+        output = dict(_run_many(as_model(self.model), names, points))
         wanted = output if self.output_variables is None else self.output_variables
         missing = [v for v in wanted if v not in output]
         if missing:
@@ -332,44 +371,13 @@ class ModelRunner:
         return {v: output[v] for v in wanted}
 
 
-def _run_many(model: Any, names: tuple[str, ...], points: np.ndarray) -> dict[str, Any]:
-    arrays, static = eqx.partition(model, eqx.is_array_like)
-    return dict(_run_compiled(_Static((static, names)), arrays, points))
-
-
-class _Static:
-    """Hashable holder of the static half of a model, by structure."""
-
-    def __init__(self, content: Any) -> None:
-        leaves, self.structure = jax.tree.flatten(content)
-        self.leaves = tuple(leaves)
-        self.content = content
-
-    def __hash__(self) -> int:
-        return hash((self.leaves, self.structure))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and (
-            self.leaves == other.leaves and self.structure == other.structure
-        )
-
-
-def _apply(held: _Static, arrays: Any, points: Array) -> Any:
-    static, names = held.content
-    model = eqx.combine(arrays, static)
-
-    def one(theta: Array) -> Any:
+@functools.partial(outer_jit, static_argnums=1)
+def _run_many(model: Any, names: tuple[str, ...], points: Array) -> dict[str, Array]:
+    def one(theta: Array) -> dict[str, Array]:
         params = {name: theta[k] for k, name in enumerate(names)}
         return {v: jnp.asarray(y, theta.dtype) for v, y in model(params).items()}
 
     return map_points(one, points)
-
-
-def _as_static(function: Callable) -> Callable:
-    return outer_jit(function, static_argnums=0)
-
-
-_run_compiled = _as_static(_apply)
 
 
 def _read_times(times: Any) -> Any:

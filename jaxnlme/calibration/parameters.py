@@ -130,7 +130,7 @@ class ParameterSet:
         for name, prior in (parameters or {}).items():
             self.add(name, prior)
 
-    def add(self, name: str, prior: Any, transform: Any = None) -> ParameterSet:
+    def add(self, name: Any, prior: Any, transform: Any = None) -> ParameterSet:
         """Append a parameter, and return the set itself.
 
         Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Target:
 
     def add_variable(
         self,
-        name: str,
+        name: Any,
         times: Any,
         values: Any,
         uncertainties: Any = None,
@@ -160,7 +160,7 @@ class Target:
         end: Any,
         *,
         variables: str | Sequence[str] | None = None,
-        method: Literal["exact", "subtract"] = "exact",
+        method: str = "exact",
     ) -> Target:
         """Return a copy in which values are anomalies from a reference period.
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import ExtrapolationWarning, FormulaError
+from jaxnlme._errors import DataError, ExtrapolationWarning, FormulaError, warn
 
 State = dict[str, Any]
 
 
-def learn_poly(x: np.ndarray, degree: float = 1, raw: bool = False) -> State:
+def learn_poly(x: np.ndarray, degree: Any = 1, raw: bool = False) -> State:
     """Learn R's orthogonal polynomials (three-term recurrence) from the rows of the fit."""
     degree = _whole("poly", "degree", degree, 1)
     if raw:
@@ -50,9 +49,9 @@ def use_poly(x: np.ndarray, state: Mapping[str, Any]) -> np.ndarray:
 
 def learn_bs(
     x: np.ndarray,
-    df: float | None = None,
+    df: Any = None,
     knots: Any = None,
-    degree: float = 3,
+    degree: Any = 3,
     intercept: bool = False,
     **boundary: Any,
 ) -> State:
@@ -63,7 +62,7 @@ def learn_bs(
 
 def learn_ns(
     x: np.ndarray,
-    df: float | None = None,
+    df: Any = None,
     knots: Any = None,
     intercept: bool = False,
     **boundary: Any,
@@ -99,6 +98,106 @@ BASES: dict[str, tuple[Callable[..., State], Callable]] = {
     "bs": (learn_bs, use_bs),
     "ns": (learn_ns, use_ns),
 }
+
+
+def basis_width(name: str, state: Mapping[str, Any]) -> int:
+    """Return the number of columns of a learned basis."""
+    if name == "poly":
+        return state["degree"]
+    inner = state["degree"] if name == "bs" else 1
+    return len(state["knots"]) + inner + state["intercept"]
+
+
+def bs(
+    x: Any,
+    df: Any = None,
+    knots: Any = None,
+    degree: int = 3,
+    intercept: bool = False,
+    boundary_knots: Any = None,
+) -> np.ndarray:
+    """B-spline basis of a variable, as R's ``splines::bs``.
+
+    Parameters
+    ----------
+    x
+        Values (n,); NaN gives a row of NaN.
+    df
+        Number of columns; the knots then stand at quantiles of the values inside the boundary.
+    knots
+        Interior knots, instead of ``df``.
+    degree
+        Degree of the pieces.
+    intercept
+        Whether the first column, which sums to 1 with the others, is kept.
+    boundary_knots
+        The two ends; default: the range of the values.
+
+    Returns
+    -------
+    ndarray, shape (n, df)
+
+    Raises
+    ------
+    DataError
+        ``x`` is no vector of finite numbers.
+    FormulaError
+        ``df`` is too small, or the knots do not rise inside the boundary.
+
+    Warns
+    -----
+    ExtrapolationWarning
+        Values lie outside the boundary knots.
+
+    Examples
+    --------
+    >>> bs([0.0, 1.0, 2.0], df=3).round(3).tolist()
+    [[0.0, 0.0, 0.0], [0.375, 0.375, 0.125], [0.0, 0.0, 1.0]]
+    """
+    values = _vector(x, "bs")
+    ends = {} if boundary_knots is None else {"boundary_knots": boundary_knots}
+    state = learn_bs(values[~np.isnan(values)], df, knots, degree, intercept, **ends)
+    return _with_gaps(use_bs, values, state)
+
+
+def ns(
+    x: Any, df: Any = None, knots: Any = None, intercept: bool = False, boundary_knots: Any = None
+) -> np.ndarray:
+    """Natural cubic spline basis of a variable, as R's ``splines::ns``: linear outside the boundary.
+
+    Arguments, result, errors and warnings as in :func:`bs`.
+
+    Examples
+    --------
+    >>> ns([0.0, 1.0, 2.0, 3.0], df=2).shape
+    (4, 2)
+    """
+    values = _vector(x, "ns")
+    ends = {} if boundary_knots is None else {"boundary_knots": boundary_knots}
+    state = learn_ns(values[~np.isnan(values)], df, knots, intercept, **ends)
+    return _with_gaps(use_ns, values, state)
+
+
+def _vector(x: Any, name: str) -> np.ndarray:
+    try:
+        values = np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name}(): x holds values that are no numbers.") from None
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"{name}(): x has shape {values.shape}; a vector (n,) is needed.")
+    if np.isinf(values).any() or np.isnan(values).all():
+        raise DataError(f"{name}(): x has infinite values, or no value at all.")
+    return values
+
+
+def _with_gaps(use: Callable, values: np.ndarray, state: State) -> np.ndarray:
+    known = ~np.isnan(values)
+    if known.all():
+        return use(values, state)
+    basis = use(values[known], state)
+    out = np.full((len(values), basis.shape[1]), np.nan)
+    out[known] = basis
+    return out
 
 
 def _learn_spline(
@@ -146,11 +245,10 @@ def _warn_outside(name: str, x: np.ndarray, state: Mapping[str, Any]) -> None:
     low, high = state["boundary"]
     share = float(np.mean((x < low) | (x > high)))
     if share > 0:
-        warnings.warn(
+        warn(
             f"{name}(): {100 * share:.3g} % of the rows lie outside the training range "
             f"[{low:g}, {high:g}] and are extrapolated.",
             ExtrapolationWarning,
-            stacklevel=2,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -139,7 +140,7 @@ def decode_pandas(series: Any, name: str) -> Column | None:
 
 
 def _factorized_text(series: Any, dtype: str) -> Column | None:
-    """Read texts by pandas' hash table; None where something else is among them."""
+    """Read texts by the hash table of pandas; None where something else is among them."""
     try:
         codes, uniques = series.factorize()
     except TypeError:  # unhashable
@@ -313,6 +314,12 @@ def _decode_by_dtype(array: np.ndarray, dtype: str) -> Column:
 
 def _encoded_text(array: np.ndarray, dtype: str) -> Column | None:
     """Read an array of texts by a dict of its values; None where something else is among them."""
+    if array.dtype.kind == "U" and array.dtype.isnative and 0 < array.dtype.itemsize <= 64:
+        codes, first = _distinct_texts(np.ascontiguousarray(array))
+        return _text(codes, array[first].tolist(), dtype)
+    pandas: Any = sys.modules.get("pandas")  # its hash table, where the caller has loaded it
+    if array.dtype.kind == "O" and len(array) > 10_000 and hasattr(pandas, "factorize"):
+        return _factorized_text(pandas.Series(array, dtype=object), "object")
     items = array.tolist()
     try:
         position = dict.fromkeys(items)
@@ -326,6 +333,16 @@ def _encoded_text(array: np.ndarray, dtype: str) -> Column | None:
     position.update(zip(uniques, range(len(uniques)), strict=True))
     codes = np.fromiter(map(position.__getitem__, items), dtype=np.int32, count=len(items))
     return _text(codes, uniques, dtype)
+
+
+def _distinct_texts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and first positions of short texts, character by character, without Python objects."""
+    characters = array.view(np.uint32).reshape(len(array), -1)
+    codes, first = np.zeros(len(array), dtype=np.int32), np.zeros(min(1, len(array)), dtype=np.intp)
+    for column in characters.T:
+        size = int(column.max(initial=0)) + 1
+        _, first, codes = _distinct(codes.astype(np.int64) * size + column)
+    return codes, first
 
 
 def _text(codes: np.ndarray, uniques: Sequence[str], dtype: str) -> Column:
@@ -367,6 +384,9 @@ def _decode_category(series: Any, dtype: str) -> Column:
     if hasattr(native, "dictionary_encode"):  # pyarrow
         codes, levels = _arrow_dictionary(native)
         ordered = bool(native.type.ordered)
+    elif not hasattr(native, "to_physical"):
+        found = _decode_by_dtype(np.array(series.to_list(), dtype=object), dtype)
+        return found if found.kind != "text" else dataclasses.replace(found, kind="category")
     elif hasattr(series.dtype, "categories"):  # polars Enum: the type owns the order
         codes = native.to_physical().cast(int).fill_null(-1).to_numpy()
         levels = tuple(series.dtype.categories)

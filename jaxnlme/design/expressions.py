@@ -246,6 +246,12 @@ class _Parser:
             return Call("c", arguments, keywords, at=token.at)
         if token.kind == "end":
             raise self.error(token, "the formula ends where a name or a number is needed.")
+        before = self.tokens[self.position - 2].value if self.position > 1 else ""
+        if before in ("|", "||"):
+            raise self.error(
+                token,
+                "a grouping column is needed after the bar: put the bar term in parentheses, (x | g).",
+            )
         raise self.error(token, f"a name or a number is needed before {token.value!r}.")
 
     def name(self, token: _Token) -> Node:

@@ -3,65 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import DataError, DataWarning, FormulaError, SerializationError, some
-from jaxnlme.design.bases import BASES
-from jaxnlme.design.columns import Column, Factor, decode_array, level_label, sorted_factor
-from jaxnlme.design.contrasts import TREATMENT, Contrast, base_position, contrast_matrix
-from jaxnlme.design.expressions import (
-    Call,
-    Expression,
-    Name,
-    Node,
-    Number,
-    Text,
-    check_expression,
-    deparse,
-    evaluate,
-    formula_error,
-    free_names,
-)
+from jaxnlme._errors import DataError, DataWarning, FormulaError, SerializationError, some, warn
+from jaxnlme.design.assemble import EXPAND, Columns, HostBlocks, Part, Values
+from jaxnlme.design.contrasts import Contrast
+from jaxnlme.design.expressions import Expression, Node, deparse, free_names
 from jaxnlme.design.frames import Table
-from jaxnlme.design.functions import FUNCTIONS
+from jaxnlme.design.special import refuse
 from jaxnlme.design.terms import Terms, expand, members, without
-
-_FACTOR_CALLS = ("C", "factor", "as.factor")
-_CONTRASTS = {
-    "contr.treatment": "treatment",
-    "contr.SAS": "SAS",
-    "contr.sum": "sum",
-    "contr.helmert": "helmert",
-    "contr.poly": "poly",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variable:
-    """What was learned about one variable: ``kind`` is number, factor or basis."""
-
-    text: str
-    kind: str
-    levels: tuple = ()
-    contrast: Contrast = TREATMENT
-    width: int = 1
-
-    def columns(self, full: bool) -> tuple[np.ndarray | None, tuple[str, ...]]:
-        """Return the coding matrix (factors) and the names of the variable's columns."""
-        if self.kind == "factor":
-            if full:
-                labels = tuple(level_label(level) for level in self.levels)
-                return np.eye(len(labels)), tuple(self.text + label for label in labels)
-            matrix, suffixes = contrast_matrix(self.contrast, self.levels)
-            return matrix, tuple(self.text + suffix for suffix in suffixes)
-        if self.kind == "basis" and self.width > 1:
-            return None, tuple(f"{self.text}{j + 1}" for j in range(self.width))
-        return None, (self.text,)
+from jaxnlme.design.variables import (
+    KIND_WORDS,
+    Variable,
+    any_missing,
+    check_variable,
+    data_part,
+    evaluate_floats,
+    kind_of,
+    learn_state,
+    learn_variable,
+    variable_values,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,25 +103,53 @@ class DesignSpec:
             A column is absent or of another kind than at the fit, a factor has an unseen level,
             or a value is not finite.
         """
-        self._check_columns(data)
-        state = dict(self.state)
-        values = [
-            _variable_values(v, node, data, state)
-            for v, node in zip(self.variables, self.terms.variables, strict=True)
-        ]
-        matrix = np.empty((data.n, len(self.labels)))
-        at = 0
-        if self.terms.intercept:
-            matrix[:, 0], at = 1.0, 1
-        for inside, codings, _ in self._layout:
-            block = np.ones((data.n, 1))
-            for i, coding in zip(inside, codings, strict=True):
-                more = values[i] if coding is None else coding[values[i]]
-                block = (more[:, :, None] * block[:, None, :]).reshape(data.n, -1)
-            matrix[:, at : at + block.shape[1]] = block
-            at += block.shape[1]
-        matrix[self._missing(data, self.terms.variables)] = np.nan
+        columns = self._columns(data)
+        matrix = columns.matrix()
+        missing = self._missing(data, self.terms.variables)
+        if missing is not None:
+            matrix[missing] = np.nan
         return matrix
+
+    def parts(self, data: Table, *, expand: int = EXPAND) -> list[Part]:
+        """Return the design as a dense part and a part of codes per factor with many levels.
+
+        Parameters
+        ----------
+        data
+            Rows without missing values.
+        expand
+            A factor that stands alone in its term with more coefficients than this stays codes.
+        """
+        self._refuse_missing(data)
+        return self._columns(data).parts(expand)
+
+    def blocks(self, data: Table, rows: int | None = None, *, expand: int = EXPAND) -> HostBlocks:
+        """Return the design in blocks of 512 rows without an (n, p) matrix in between.
+
+        Parameters
+        ----------
+        data
+            Rows without missing values.
+        rows
+            Number of rows to pad to (default: the next multiple of 512); padding is zero.
+        expand
+            As in :meth:`parts`.
+
+        Returns
+        -------
+        HostBlocks
+            ``dense, codes, sizes, order``.
+
+        Examples
+        --------
+        >>> from jaxnlme.design.frames import read_frame
+        >>> table = read_frame({"x": [1.0, 2.0], "g": ["a", "b"]})
+        >>> blocks = fixed_design("x + g", table)[0].blocks(table)
+        >>> blocks.dense.shape, blocks.dense[0, :, 1].tolist(), blocks.order.tolist()
+        ((1, 3, 512), [1.0, 2.0, 1.0], [0, 1, 2])
+        """
+        self._refuse_missing(data)
+        return self._columns(data).blocks(rows, expand)
 
     def offset(self, data: Table) -> np.ndarray | None:
         """Return the sum of the formula's ``offset()`` terms (n,), None without one."""
@@ -164,8 +158,10 @@ class DesignSpec:
         self._check_columns(data)
         total = np.zeros(data.n)
         for node in self.terms.offsets:
-            total += _numbers(node, data, dict(self.state), f"offset({deparse(node)})")
-        total[self._missing(data, self.terms.offsets)] = np.nan
+            total += evaluate_floats(node, data, dict(self.state), f"offset({deparse(node)})")
+        missing = self._missing(data, self.terms.offsets)
+        if missing is not None:
+            total[missing] = np.nan
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,7 +212,7 @@ class DesignSpec:
                 f"the saved design cannot be read ({type(error).__name__}: {error}); save it again."
             ) from None
         for node in (*spec.terms.variables, *spec.terms.offsets):
-            _check_variable(node, spec.formula)
+            check_variable(node, spec.formula)
         if not same:
             raise SerializationError(
                 f"the saved design holds other variables than its formula {spec.formula!r}."
@@ -231,18 +227,36 @@ class DesignSpec:
                     f"in {data.argument}. Columns there: {some(data.names, 12)}."
                 )
             column = data.column(name)
-            if _kind(column) != kind and not (column.missing.all() and data.n):
+            if kind_of(column) != kind and not (column.missing.all() and data.n):
                 raise DataError(
-                    f"column {name!r} held {_KIND_WORDS[kind]} at the fit and now has dtype "
+                    f"column {name!r} held {KIND_WORDS[kind]} at the fit and now has dtype "
                     f"{column.dtype}; give it the type it had."
                 )
 
-    def _missing(self, data: Table, nodes: tuple[Node, ...]) -> np.ndarray:
-        missing = np.zeros(data.n, dtype=bool)
-        for node in nodes:
-            for name in free_names(_data_part(node)):
-                missing |= data.missing(name)
-        return missing
+    def _columns(self, data: Table) -> Columns:
+        self._check_columns(data)
+        state = dict(self.state)
+        values = [
+            variable_values(v, node, data, state)
+            for v, node in zip(self.variables, self.terms.variables, strict=True)
+        ]
+        terms = tuple(
+            tuple(Values(values[i], coding) for i, coding in zip(inside, codings, strict=True))
+            for inside, codings, _ in self._layout
+        )
+        return Columns(data.n, self.terms.intercept, terms)
+
+    def _missing(self, data: Table, nodes: tuple[Node, ...]) -> np.ndarray | None:
+        names = (name for node in nodes for name in free_names(data_part(node)))
+        return any_missing(dict.fromkeys(names), data)
+
+    def _refuse_missing(self, data: Table) -> None:
+        missing = self._missing(data, self.terms.variables)
+        if missing is not None:
+            raise DataError(
+                f"{int(missing.sum())} rows of {data.argument} have missing values (rows "
+                f"{some(np.flatnonzero(missing))}); leave them out first (select_rows)."
+            )
 
 
 def fixed_design(
@@ -257,7 +271,8 @@ def fixed_design(
     table
         The data, from ``read_frame``.
     rows
-        Positions of the rows to use (those without missing values); None uses all.
+        Positions of the rows to use (those without missing values); None uses all. As in R, levels come
+        from the rows used; knots, polynomials, ``scale()`` and ``mean()`` from every value of their column.
 
     Returns
     -------
@@ -287,25 +302,61 @@ def fixed_design(
     >>> matrix.tolist()
     [[1.0, 0.0, 1.0], [1.0, 10.0, 0.0], [1.0, -5.0, 1.0]]
     """
+    used = table if rows is None else table.take(rows)
+    spec = _learn(rhs, table, used, special=False)
+    return spec, spec.matrix(used)
+
+
+def learn_design(
+    rhs: str, table: Table, *, rows: np.ndarray | None = None, special: bool = False
+) -> DesignSpec:
+    """Learn from the data of the fit what the design of a right side has to remember.
+
+    Same errors and warnings as :func:`fixed_design`; the design itself is made by
+    ``spec.matrix(table)``, ``spec.parts(table)`` or ``spec.blocks(table)``. With ``special`` smooths
+    and random effects are passed over (they stand in ``spec.terms.special``), else they raise. A factor
+    with a level for every row raises DataError.
+
+    Examples
+    --------
+    >>> from jaxnlme.design.frames import read_frame
+    >>> learn_design("log(x)", read_frame({"x": [1.0, 2.0]})).labels
+    ('(Intercept)', 'log(x)')
+    """
+    used = table if rows is None else table.take(rows)
+    spec = _learn(rhs, table, used, special=special)
+    for variable in spec.variables:
+        if variable.kind == "factor" and len(variable.levels) == used.n > 2:
+            raise DataError(
+                f"factor {variable.text!r} has as many levels as there are rows ({used.n}): nothing is left "
+                "to estimate it from. Is it an identifier? Leave it out, or use a random effect "
+                f"(1 | {variable.text}) with jn.fit_mixed, or an encoding TE()."
+            )
+    return spec
+
+
+def _learn(rhs: str, table: Table, used: Table, *, special: bool) -> DesignSpec:
     terms = expand(rhs)
+    if not special:
+        refuse(terms.special, rhs)
     nodes = (*terms.variables, *terms.offsets)
     for node in nodes:
-        _check_variable(node, rhs)
-    names = dict.fromkeys(n for node in nodes for n in free_names(_data_part(node)))
-    kinds = {name: _kind(table.column(name)) for name in names}
-    used = table if rows is None else table.take(rows)
+        check_variable(node, rhs)
+    names = dict.fromkeys(n for node in nodes for n in free_names(data_part(node)))
+    kinds = {name: kind_of(table.column(name)) for name in names}
     state: dict[str, Any] = {}
-    learned = [_learn(node, used, state) for node in terms.variables]
+    for node in nodes:
+        learn_state(node, table, state)
+    learned = [learn_variable(node, used, state) for node in terms.variables]
     dropped = []
     for variable in learned:
         if variable.kind == "factor" and len(variable.levels) < 2:
             level = variable.levels[0] if variable.levels else None
             dropped.append(variable.text)
-            warnings.warn(
+            warn(
                 f"factor {variable.text!r} has one level only ({level!r}) in the rows used and is "
                 "dropped from the formula.",
                 DataWarning,
-                stacklevel=2,
             )
     kept = without(terms, {i for i, t in enumerate(terms.names) if t in dropped})
     by_text = {v.text: v for v in learned}
@@ -314,9 +365,7 @@ def fixed_design(
     )
     if not spec.labels:
         raise FormulaError(f"the formula {rhs!r} has no column left; write '1' for a constant.")
-    for node in terms.offsets:  # so that scale() and the like learn from the rows of the fit
-        _numbers(node, used, state, f"offset({deparse(node)})")
-    return spec, spec.matrix(used)
+    return spec
 
 
 def evaluate_numbers(expression: Expression, table: Table, title: str = "") -> np.ndarray:
@@ -333,253 +382,5 @@ def evaluate_numbers(expression: Expression, table: Table, title: str = "") -> n
     """
     for name in expression.names:
         table.column(name, role=title)
-    return _numbers(expression.tree, table, {}, f"{title} {expression.text}".strip())
-
-
-_KIND_WORDS = {"number": "numbers", "bool": "booleans", "label": "labels", "other": "other values"}
-
-
-def _kind(column: Column) -> str:
-    if column.kind in ("text", "category"):
-        return "label"
-    return column.kind if column.kind in ("number", "bool") else "other"
-
-
-def _data_part(node: Node) -> Node:
-    """The part of a variable that reads data: not the contrast of ``C(x, contr.sum)``."""
-    if isinstance(node, Call) and node.function in _FACTOR_CALLS and node.arguments:
-        return _data_part(node.arguments[0])
-    return node
-
-
-def _check_variable(node: Node, text: str) -> None:
-    """Raise unless a variable (or offset) uses allowed functions only."""
-    if isinstance(node, Call) and node.function in _FACTOR_CALLS:
-        if not node.arguments:
-            raise formula_error(text, node.at, f"{node.function}() needs a column.")
-        _contrast_of(node, text)
-        return _check_variable(node.arguments[0], text)
-    if isinstance(node, Call) and node.function in BASES:
-        if not node.arguments:
-            raise formula_error(text, node.at, f"{node.function}() needs a column.")
-        for argument in (*node.arguments[1:], *(a for _, a in node.keywords)):
-            if free_names(argument):
-                raise formula_error(
-                    text,
-                    node.at,
-                    f"the arguments of {node.function}() after the first are numbers.",
-                )
-            check_expression(argument, text, FUNCTIONS)
-        return check_expression(node.arguments[0], text, FUNCTIONS)
-    return check_expression(node, text, FUNCTIONS)
-
-
-def _contrast_of(node: Call, text: str) -> tuple[Contrast, tuple | None]:
-    """Return the contrast and the levels that ``C(x, ...)`` or ``factor(x, levels=)`` ask for."""
-    keywords = dict(node.keywords)
-    if node.function != "C":
-        levels = keywords.pop("levels", None)
-        if keywords or len(node.arguments) > 1:
-            raise formula_error(text, node.at, f"{node.function}() takes a column and levels=.")
-        return TREATMENT, None if levels is None else _constants(levels, text)
-    chosen = [*node.arguments[1:], *([keywords.pop("contr")] if "contr" in keywords else [])]
-    base = keywords.pop("base", None)
-    if keywords or len(chosen) > 1:
-        raise formula_error(text, node.at, "C() takes a column, a contrast and base=.")
-    kind = chosen[0] if chosen else Name("contr.treatment")
-    if isinstance(kind, Call):
-        inner = dict(kind.keywords)
-        position = inner.pop("base", None)
-        # contr.treatment(n, base = 2) in R; the number of levels is known here
-        if inner or len(kind.arguments) > 1:
-            raise formula_error(text, kind.at, f"{kind.function}() takes base= only.")
-        base, kind = base or position, Name(kind.function, at=kind.at)
-    if not isinstance(kind, Name) or kind.value not in _CONTRASTS:
-        raise formula_error(
-            text,
-            kind.at,
-            f"the contrast {deparse(kind)} is not known; there are {', '.join(_CONTRASTS)}.",
-        )
-    if base is None:
-        return Contrast(_CONTRASTS[kind.value]), None
-    if kind.value != "contr.treatment" or not isinstance(base, (Number, Text)):
-        raise formula_error(
-            text, node.at, "base= is a level or its position and belongs to contr.treatment."
-        )
-    return Contrast("treatment", base.value if isinstance(base, Text) else int(base.value)), None
-
-
-def _constants(node: Node, text: str) -> tuple:
-    items = node.arguments if isinstance(node, Call) and node.function == "c" else (node,)
-    if not all(isinstance(item, (Number, Text)) for item in items):
-        raise formula_error(text, node.at, "levels are numbers or texts in c().")
-    return tuple(item.value for item in items)  # type: ignore[attr-defined]
-
-
-def _learn(node: Node, table: Table, state: dict[str, Any]) -> Variable:
-    """Find out what a variable is and what it has to remember."""
-    text = deparse(node)
-    if isinstance(node, Call) and node.function in BASES:
-        return _learn_basis(node, text, table, state)
-    if isinstance(node, Name) and table.is_numeric(node.value):
-        return Variable(text, "number")
-    if isinstance(node, Call) and node.function in _FACTOR_CALLS:
-        contrast, wanted = _contrast_of(node, text)
-        factor = _factor_of(node, table, state)
-    elif isinstance(node, Name):
-        _check_bare_factor(table, node.value)
-        contrast, wanted, factor = TREATMENT, None, table.factor(node.value)
-    else:
-        values = _evaluate(node, table, state)
-        if values.dtype.kind != "b":
-            return Variable(text, "number")
-        contrast, wanted, factor = TREATMENT, None, sorted_factor(decode_array(values, text), text)
-    if wanted is not None:
-        return Variable(text, "factor", wanted, contrast)
-    levels = _used_levels(factor, text, warn=_is_category(node, table))
-    try:
-        if contrast.kind == "treatment" and len(levels) > 1:
-            base_position(contrast.base, tuple(level_label(level) for level in levels))
-    except ValueError as error:
-        raise FormulaError(f"{text}: {error}.") from None
-    return Variable(text, "factor", levels, contrast)
-
-
-def _learn_basis(node: Call, text: str, table: Table, state: dict[str, Any]) -> Variable:
-    learn, use = BASES[node.function]
-    x = _numbers(node.arguments[0], table, state, deparse(node.arguments[0]))
-    x = x[~np.isnan(x)]
-    arguments = [evaluate(a, {}, np, FUNCTIONS, None, text) for a in node.arguments[1:]]
-    keywords = {k: evaluate(a, {}, np, FUNCTIONS, None, text) for k, a in node.keywords}
-    try:
-        state[text] = learn(x, *arguments, **keywords)
-    except TypeError as error:
-        raise FormulaError(f"{text}: {error}.") from None
-    return Variable(text, "basis", width=use(x[:1], state[text]).shape[1])
-
-
-def _variable_values(
-    variable: Variable, node: Node, table: Table, state: dict[str, Any]
-) -> np.ndarray:
-    """Return codes (n,) of a factor, else columns (n, width)."""
-    if variable.kind == "factor":
-        factor = (
-            table.factor(node.value) if isinstance(node, Name) else _factor_of(node, table, state)
-        )
-        return _recode(factor, variable)
-    if variable.kind == "basis":
-        assert isinstance(node, Call)
-        x = _numbers(node.arguments[0], table, state, deparse(node.arguments[0]))
-        columns = np.full((table.n, variable.width), np.nan)
-        known = ~np.isnan(x)
-        if known.any():
-            columns[known] = BASES[node.function][1](x[known], state[variable.text])
-        return columns
-    return _numbers(node, table, state, variable.text)[:, None]
-
-
-def _recode(factor: Factor, variable: Variable) -> np.ndarray:
-    position = {level: i for i, level in enumerate(variable.levels)}
-    unseen = [
-        level
-        for code, level in enumerate(factor.levels)
-        if level not in position and (factor.codes == code).any()
-    ]
-    if unseen:
-        raise DataError(
-            f"factor {variable.text!r} has levels that the fit did not see: "
-            f"{some([repr(u) for u in unseen])}. Known levels: {some(variable.levels, 12)}."
-        )
-    table = np.array([position.get(level, 0) for level in factor.levels] + [0], dtype=np.intp)
-    return table[factor.codes]  # -1 (missing) reads the last entry; its row becomes NaN
-
-
-def _factor_of(node: Node, table: Table, state: dict[str, Any]) -> Factor:
-    inner = _data_part(node)
-    if isinstance(inner, Name):
-        return table.factor(inner.value)
-    return sorted_factor(
-        decode_array(_evaluate(inner, table, state), deparse(inner)), deparse(node)
-    )
-
-
-def _used_levels(factor: Factor, text: str, *, warn: bool) -> tuple:
-    counts = np.bincount(factor.codes[factor.codes >= 0], minlength=len(factor.levels))
-    unused = [level for level, count in zip(factor.levels, counts, strict=True) if count == 0]
-    if unused and warn:
-        warnings.warn(
-            f"factor {text!r} has levels without rows ({some([repr(u) for u in unused])}); their "
-            "columns are removed.",
-            DataWarning,
-            stacklevel=4,
-        )
-    return tuple(level for level in factor.levels if level not in unused)
-
-
-def _is_category(node: Node, table: Table) -> bool:
-    inner = _data_part(node)
-    return isinstance(inner, Name) and table.column(inner.value).kind == "category"
-
-
-def _check_bare_factor(table: Table, name: str) -> None:
-    """Refuse columns that R would code as factors by accident."""
-    column = table.column(name)
-    if column.kind in ("bool", "category"):
-        return
-    if column.kind != "text":
-        table.numeric(name)  # raises: objects, dates, complex
-    present = column.values[~column.missing]
-    try:
-        present.astype(np.float64)
-    except ValueError:
-        return
-    if len(present):
-        table.numeric(name)  # raises: numbers stored as text
-
-
-def _numbers(node: Node, table: Table, state: dict[str, Any], title: str) -> np.ndarray:
-    """Evaluate to float64 (n,), refusing values that are not finite where the data are there."""
-    if isinstance(node, Name):
-        return table.numeric(node.value)
-    values = np.asarray(_evaluate(node, table, state), dtype=np.float64)
-    missing = np.zeros(table.n, dtype=bool)
-    for name in free_names(node):
-        missing |= table.missing(name)
-    wrong = ~np.isfinite(values) & ~missing
-    if wrong.any():
-        raise DataError(
-            f"{title} is not finite in {int(wrong.sum())} rows (rows "
-            f"{some(np.flatnonzero(wrong))}), where its columns have values; correct them or "
-            "change the formula."
-        )
-    return np.where(missing, np.nan, values)
-
-
-def _evaluate(node: Node, table: Table, state: dict[str, Any]) -> np.ndarray:
-    env = {name: _plain_values(table, name) for name in free_names(node)}
-    with np.errstate(all="ignore"):
-        values = np.asarray(evaluate(node, env, np, FUNCTIONS, state, deparse(node)))
-    if values.ndim == 0:
-        values = np.broadcast_to(values, (table.n,))
-    if values.shape != (table.n,):
-        raise FormulaError(
-            f"{deparse(node)} gives shape {values.shape}; one value per row is needed, "
-            f"({table.n},)."
-        )
-    if values.dtype.kind in "OUS":
-        raise FormulaError(
-            f"{deparse(node)} gives labels, not numbers; write factor(...) for a factor."
-        )
-    return values
-
-
-def _plain_values(table: Table, name: str) -> np.ndarray:
-    column = table.column(name)
-    if column.kind == "number":
-        return table.numeric(name)
-    if column.kind == "bool":
-        return column.values
-    if column.kind in ("text", "category"):
-        factor = table.factor(name)
-        return np.array([*factor.levels, None], dtype=object)[factor.codes]
-    return table.numeric(name)  # raises with the reason
+    values = evaluate_floats(expression.tree, table, {}, f"{title} {expression.text}".strip())
+    return values if values.flags.writeable else values.copy()

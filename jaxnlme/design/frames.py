@@ -67,7 +67,9 @@ class Table:
                     f"Columns there: {some(self.names, 12)}."
                 )
             source = self._sources[name]
-            self._decoded[name] = source if isinstance(source, Column) else _decode(source, name)
+            self._decoded[name] = (
+                source if isinstance(source, Column) else read_column(source, name)
+            )
         return self._decoded[name]
 
     def is_numeric(self, name: str) -> bool:
@@ -93,6 +95,11 @@ class Table:
         PrecisionWarning
             Where an integer beyond 2**53 loses digits.
         """
+        values = self.floats(name, role)
+        return values if values.flags.writeable else values.copy()
+
+    def floats(self, name: str, role: str = "") -> np.ndarray:
+        """Return what ``numeric`` does without a copy where it can: read only, for computing."""
         return to_float(self.column(name, role=role), _title(name, role), cast=f"data[{name!r}]")
 
     def factor(self, name: str, role: str = "") -> Factor:
@@ -104,9 +111,12 @@ class Table:
     def take(self, rows: Any) -> Table:
         """Return the table at these row positions."""
         rows = np.asarray(rows)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        if len(rows) == self.n and np.array_equal(rows, np.arange(self.n)):
+            return self
         taken = {name: _LazyColumn(self, name, rows) for name in self._sources}
-        n = int(rows.sum()) if rows.dtype == bool else len(rows)
-        return _TakenTable(taken, n, self.kind, self.argument)
+        return _TakenTable(taken, len(rows), self.kind, self.argument)
 
     def with_column(self, name: str, values: Any) -> Table:
         """Return the table with one column replaced or added (n values)."""
@@ -194,14 +204,14 @@ def read_arrays(
     x_name, y_name, group_name = arguments
     columns = _matrix_columns(X, x_name, names)
     lengths = {x_name: len(columns[0][1])}
-    matrix = np.column_stack([to_float(_decode(v, title), title) for title, v in columns])
+    matrix = np.column_stack([to_float(read_column(v, title), title) for title, v in columns])
     if y is not None:
         y = _vector(y, y_name)
         lengths[y_name] = len(y)
-        y = to_float(_decode(y, y_name), y_name)
+        y = np.array(to_float(read_column(y, y_name), y_name))
     factor = None
     if group is not None:
-        column = _decode(_ravel_column(group), group_name)
+        column = read_column(_ravel_column(group), group_name)
         lengths[group_name] = len(column.missing)
         if column.missing.any():
             raise DataError(
@@ -253,10 +263,10 @@ def select_rows(
     dropped = np.zeros(table.n, dtype=bool)
     for name in dict.fromkeys(columns):
         column = table.column(name)
-        if column.values.dtype.kind == "f":
-            check_finite(column.values, f"column {name!r}")
-        absent = column.missing
-        if absent.any():
+        if column.kind == "number":
+            check_finite(column.raw, f"column {name!r}")
+        if column.any_missing:
+            absent = column.missing
             counts[name] = int(absent.sum())
             if missing == "raise":
                 raise DataError(
@@ -292,6 +302,11 @@ def check_complete(missing: np.ndarray, role: str) -> None:
 
 def check_finite(values: np.ndarray, title: str) -> None:
     """Raise where values are infinite (NaN passes)."""
+    if values.dtype.kind != "f":
+        return
+    with np.errstate(all="ignore"):
+        if np.isfinite(values.sum()):  # one cheap pass
+            return
     infinite = np.isinf(values)
     if infinite.any():
         raise DataError(
@@ -332,23 +347,38 @@ def _title(name: str, role: str) -> str:
 
 
 def to_float(column: Column, title: str, cast: str = "") -> np.ndarray:
-    """Return a decoded column as float64, NaN where missing; ``title`` names it in messages."""
+    """Return a decoded column as float64, NaN where missing; ``title`` names it in messages.
+
+    The result is read-only where it shares the caller's memory.
+    """
     if column.kind not in ("number", "bool"):
         raise DataError(_not_numeric(column, title, cast or "values"))
-    values = column.values
-    if values.dtype.kind in "iu":
+    values = column.raw
+    if not _exact(values):
         lost = (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER)
-        if lost.any():
-            warn(
-                f"{title} holds integers beyond 2**53 (rows {some(np.flatnonzero(lost))}); float64 "
-                "cannot keep all their digits. Subtract a constant first, or use a category if "
-                "they are labels.",
-                PrecisionWarning,
-            )
-    values = np.array(values, dtype=np.float64)
-    values[column.missing] = np.nan
+        warn(
+            f"{title} holds integers beyond 2**53 (rows {some(np.flatnonzero(lost))}); float64 "
+            "cannot keep all their digits. Subtract a constant first, or use a category if "
+            "they are labels.",
+            PrecisionWarning,
+        )
+    if column.any_missing:
+        values = np.array(values, dtype=np.float64)
+        values[column.missing] = np.nan
+    else:
+        values = np.asarray(values, dtype=np.float64)
+        if values is column.raw:
+            values = values.view()
+            values.flags.writeable = False
     check_finite(values, title)
     return values
+
+
+def _exact(values: np.ndarray) -> bool:
+    """True where float64 holds every value of an array of numbers."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not len(values):
+        return True
+    return int(values.max()) <= MAX_EXACT_INTEGER and int(values.min()) >= -MAX_EXACT_INTEGER
 
 
 def _not_numeric(column: Column, title: str, cast: str) -> str:
@@ -449,7 +479,8 @@ def _is_series(values: Any) -> bool:
     )
 
 
-def _decode(values: Any, name: str) -> Column:
+def read_column(values: Any, name: str) -> Column:
+    """Decode one column of any kind: a series, a categorical, an array or a list."""
     if _is_pandas(values) and hasattr(values, "iloc"):
         column = decode_pandas(values, name)  # the usual types, without loading narwhals
         if column is not None:
@@ -508,6 +539,7 @@ __all__ = [
     "check_lengths",
     "make_frame",
     "read_arrays",
+    "read_column",
     "read_frame",
     "select_rows",
     "to_float",

@@ -21,6 +21,7 @@ from jaxnlme.design.expressions import (
     formula_error,
     parse_tree,
 )
+from jaxnlme.design.special import Special, is_special, read_special, refuse_bar
 
 _VARIABLE_OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&")
 
@@ -40,6 +41,8 @@ class Terms:
     intercept : bool
     offsets : tuple of Node
         The arguments of ``offset(...)``.
+    special : tuple of Special
+        Smooths, random effects and encodings, in order of appearance.
     """
 
     text: str
@@ -47,6 +50,7 @@ class Terms:
     masks: tuple[int, ...]
     intercept: bool
     offsets: tuple[Node, ...] = ()
+    special: tuple[Special, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,8 +105,10 @@ class _Expansion:
             return self.constant(node)
         if isinstance(node, Name) and node.value == ".":
             raise formula_error(
-                self.text, node.at, "'.' for all other columns is not read; name the columns."
+                self.text, node.at, "'.' for all other columns is not read here; name the columns."
             )
+        if is_special(node):
+            return self.variable(node)
         if isinstance(node, (Name, Call)) and not _is_parenthesis(node):
             return self.variable(node)
         if _is_parenthesis(node):
@@ -137,12 +143,7 @@ class _Expansion:
     def binary(self, node: Binary) -> list[int]:
         operator = node.operator
         if operator in ("|", "||"):
-            raise formula_error(
-                self.text,
-                node.at,
-                "a bar term such as (x | g) does not belong into this formula; put it in "
-                "parentheses where a mixed model is fitted, or name the groups with group=.",
-            )
+            raise refuse_bar(node, self.text)
         if operator in _VARIABLE_OPERATORS:
             return self.variable(node)
         left = self.encode(node.left)
@@ -206,8 +207,16 @@ def expand(rhs: str) -> Terms:
     masks = [m for m in expansion.encode(tree) if m != 0]
     variables = list(expansion.variables.values())
     offsets, masks = _separate_offsets(rhs, variables, masks)
+    special, masks = _separate_special(rhs, variables, masks)
     return _renumbered(
-        Terms(rhs, tuple(variables), tuple(masks), expansion.intercept, tuple(offsets))
+        Terms(
+            rhs,
+            tuple(variables),
+            tuple(masks),
+            expansion.intercept,
+            tuple(offsets),
+            tuple(special),
+        )
     )
 
 
@@ -244,6 +253,24 @@ def _separate_offsets(
             offsets.append(node.arguments[0])
             masks = [m for m in masks if m != 1 << i]
     return offsets, masks
+
+
+def _separate_special(
+    text: str, variables: list[Node], masks: list[int]
+) -> tuple[list[Special], list[int]]:
+    special = []
+    for i, node in enumerate(variables):
+        if not is_special(node):
+            continue
+        if any(m >> i & 1 and m != 1 << i for m in masks):
+            cure = " Let it vary by a factor with by=." if deparse(node)[0] in "st" else ""
+            raise formula_error(
+                text, node.at, f"{deparse(node)} cannot take part in an interaction.{cure}"
+            )
+        if 1 << i in masks:
+            special.append(read_special(node, text))
+            masks = [m for m in masks if m != 1 << i]
+    return special, masks
 
 
 def _is_parenthesis(node: Node) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._errors import DataError, ModelSpecError, some
+from jaxnlme._errors import DataError, DataWarning, ModelSpecError, nearest, some, warn
 from jaxnlme._typing import Array
 from jaxnlme.links import AbstractLink, as_link
 
@@ -122,6 +122,31 @@ class AbstractFamily(eqx.Module):
         return True
 
     @property
+    def mean_name(self) -> str | None:
+        """Prefix of the labels of the mean's coefficients (a class of a multinomial response), else None."""
+        return None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Data columns that ``read_response`` reads beside the response (bounds of a censored response)."""
+        return ()
+
+    @property
+    def formulas(self) -> dict[str, str]:
+        """Formulas that were given with the family itself: ``ZeroInflated(..., zero="~ x")``."""
+        return {}
+
+    def separated(self, mu: Array, *others: Array) -> Array:
+        """Where a fitted mean lies numerically at the edge of its range (separation), bool."""
+        return jnp.zeros(mu.shape, bool)
+
+    def boundary_notes(
+        self, scalars: Mapping[str, float], y: np.ndarray, weights: np.ndarray
+    ) -> list[str]:
+        """Sentences about estimated scalar parameters that ran to the edge of their range (host)."""
+        return []
+
+    @property
     def discrete(self) -> bool:
         """True for counts and classes: quantile residuals are randomised."""
         return False
@@ -145,6 +170,26 @@ class AbstractFamily(eqx.Module):
     def fisher_scoring(self) -> bool:
         """True when ``working`` gives the expected information, so that the first step may use it anywhere."""
         return False
+
+    @property
+    def dispersion_name(self) -> str | None:
+        """Name of the dispersion as a parameter of :meth:`full_likelihood`; None where there is none."""
+        return None
+
+    def full_likelihood(self) -> AbstractFamily:
+        """The form whose dispersion is a parameter of the likelihood, estimated with the mean.
+
+        Its prior weights multiply the log density, as in glmmTMB and survreg.
+        """
+        return self
+
+    def at(self, *others: Any) -> AbstractFamily | None:
+        """The family with its nuisance parameters held, when that is an exponential family; else None.
+
+        The deviance, the null deviance and deviance residuals of a negative binomial or Tweedie fit are
+        those of the family held at the estimates.
+        """
+        return None
 
     # ---- the density ---------------------------------------------------------------------------
     @abc.abstractmethod
@@ -196,9 +241,16 @@ class AbstractFamily(eqx.Module):
 
     def expected_information(
         self, links: tuple[AbstractLink, ...], weights: Array, etas: tuple[Array, ...]
-    ) -> tuple[tuple[Array, ...], ...] | None:
-        """Expected information per row (as in ``working``) for standard errors; None: use the observed one."""
+    ) -> tuple[tuple[Array | None, ...], ...] | None:
+        """Expected information per row (as in ``working``) for standard errors; None: use the observed one.
+
+        An entry None stands for the observed value of that entry.
+        """
         return None
+
+    def unit_deviance(self, y: Array, mu: Array, *others: Array) -> Array:
+        """Rows of the deviance at weight 1; minus twice the log density without a saturated model."""
+        return -2 * self.log_prob(y, mu, *others)
 
     # ---- moments, tails ------------------------------------------------------------------------
     def mean(self, mu: Array, *others: Array) -> Array:
@@ -209,11 +261,23 @@ class AbstractFamily(eqx.Module):
     def variance_of(self, mu: Array, *others: Array) -> Array:
         """``Var[y]`` of an observation of weight 1."""
 
-    def cdf(self, y: Any, mu: Any, *others: Any) -> np.ndarray:
-        """``P(Y <= y)`` on the host (numpy, scipy), for quantile residuals."""
+    def observed(self, y: Array) -> Array:
+        """The response on the scale of :meth:`mean`, (n,) also where ``y`` has several columns."""
+        return y if self.response_width == 1 else y[0]
+
+    def residual_variance(self, y: Array, weights: Array, mu: Array, *others: Array) -> Array:
+        """Variance of :meth:`observed` at ``phi = 1``, for Pearson residuals."""
+        return self.variance_of(mu, *others) / weights
+
+    def cdf(self, y: Any, mu: Any, *others: Any, weights: Any = None) -> np.ndarray:
+        """``P(Y <= y)`` on the host (numpy, scipy), for quantile residuals.
+
+        ``y`` on the scale of :meth:`observed`. Families with a dispersion take it as the last of ``others``;
+        ``weights`` matter where they change the distribution (sizes, variance weights).
+        """
         raise ModelSpecError(f"family {self.name!r} has no distribution function.")
 
-    def quantile(self, p: Any, mu: Any, *others: Any) -> np.ndarray:
+    def quantile(self, p: Any, mu: Any, *others: Any, weights: Any = None) -> np.ndarray:
         """Smallest ``y`` with ``P(Y <= y) >= p`` on the host, for prediction intervals."""
         raise ModelSpecError(f"family {self.name!r} has no quantile function.")
 
@@ -260,13 +324,15 @@ class AbstractFamily(eqx.Module):
 
         Families whose dispersion is normally estimated after the fit return their full-likelihood form.
         """
-        known = [p.name for p in self.parameters]
+        full = self.full_likelihood()
+        mine, known = [[p.name for p in family.parameters] for family in (self, full)]
         for name in names:
-            if name not in known:
+            if name not in mine and name not in known:
                 raise ModelSpecError(
-                    f"parameters: {name!r} is not a parameter of family {self.name!r}; it has {known}."
+                    f"parameters: {name!r} is not a parameter of family {self.name!r}; it has "
+                    f"{known or 'none beside its mean'}.{nearest(name, known)}"
                 )
-        return self
+        return self if set(names) <= set(mine) else full
 
 
 class AbstractExponentialFamily(AbstractFamily):
@@ -280,12 +346,26 @@ class AbstractExponentialFamily(AbstractFamily):
     def fisher_scoring(self) -> bool:
         return True
 
+    @property
+    def canonical(self) -> str | None:
+        """Name of the link for which observed and expected information are the same."""
+        return None
+
+    def observed_information(self, links, y, weights, etas):
+        """Second derivative of the cost per row, by differentiation of the score."""
+        (link,), (eta,) = links, etas
+
+        def score(eta):
+            return self.working((link,), y, weights, (eta,))[1][0]
+
+        return ((-jax.jvp(score, (eta,), (jnp.ones_like(eta),))[1],),)
+
     @abc.abstractmethod
     def variance(self, mu: Array) -> Array:
         """Variance function ``V(mu)``."""
 
     @abc.abstractmethod
-    def unit_deviance(self, y: Array, mu: Array) -> Array:
+    def unit_deviance(self, y: Array, mu: Array, *others: Array) -> Array:
         """``2 (l(y; y) - l(y; mu))`` at ``phi = 1``; 0 at ``mu = y``."""
 
     def kernel(self, y: Array, mu: Array) -> Array:
@@ -298,13 +378,16 @@ class AbstractExponentialFamily(AbstractFamily):
     def working(self, links, y, weights, etas):
         (link,), (eta,) = links, etas
         mu, slope = link.inverse(eta), link.derivative(eta)
-        ratio = weights * slope / self.variance(mu)
+        tiny = jnp.finfo(
+            mu.dtype
+        ).tiny  # a mean that underflows has slope 0 too, and must not give 0 / 0
+        ratio = weights * slope / jnp.maximum(self.variance(mu), tiny)
         return self.cost(y, weights, mu), (ratio * (y - mu),), ((ratio * slope,),)
 
     def expected_information(self, links, weights, etas):
         (link,), (eta,) = links, etas
-        slope = link.derivative(eta)
-        return ((weights * slope**2 / self.variance(link.inverse(eta)),),)
+        slope, variance = link.derivative(eta), self.variance(link.inverse(eta))
+        return ((weights * slope**2 / jnp.maximum(variance, jnp.finfo(eta.dtype).tiny),),)
 
     def variance_of(self, mu, *others):
         dispersion = others[0] if others else 1.0
@@ -334,6 +417,63 @@ def plain_response(family: AbstractFamily, response: Response) -> np.ndarray:
             "cbind(success, failure) belongs to the binomial and beta-binomial families."
         )
     return values
+
+
+def need_counts(response: Response, *, whole: bool, cure: str = "") -> None:
+    """Refuse negative counts, and counts that are not whole numbers (``whole``) or warn about them.
+
+    All-zero counts put the estimate of the mean on its boundary and are refused, too.
+    """
+    response.refuse(
+        response.values < 0, "is negative", "Counts are 0, 1, 2, ...; correct these rows."
+    )
+    broken = (response.values != np.round(response.values)) & (response.weights > 0)
+    if whole:
+        response.refuse(broken, "is not a whole number", cure)
+    elif broken.any():
+        warn(
+            f"response {response.name!r} is not a whole number in {broken.sum()} row(s) (rows "
+            f"{some(response.rows[broken])}). A rate with its exposure as weights= gives the estimates of "
+            "counts with exposure=, but has no likelihood.",
+            DataWarning,
+        )
+    live = response.values[response.weights > 0]
+    if len(live) and not live.any():
+        raise DataError(
+            f"response {response.name!r} is 0 in every row: the maximum likelihood estimate lies on the "
+            "boundary (mean 0). Check the response column."
+        )
+
+
+def need_positive(response: Response, family: str) -> None:
+    """Refuse values that are not above 0."""
+    response.refuse(
+        response.values <= 0,
+        "is not positive",
+        f"Family {family!r} needs y > 0; family=Tweedie(1.5), Hurdle(Gamma()) or gaussian take zeros.",
+    )
+
+
+def need_variation(response: Response, what: str) -> None:
+    """Refuse a constant response, for which ``what`` is estimated on its boundary."""
+    live = response.values[response.weights > 0]
+    if len(live) > 1 and np.all(live == live[0]):
+        raise DataError(
+            f"response {response.name!r} is constant ({live[0]:g} in all {len(live)} rows): {what}, on the "
+            "boundary of the maximum likelihood problem. Check the response column."
+        )
+
+
+def dispersion_of(others: tuple, weights: Any = None) -> Any:
+    """``phi / w`` of an exponential family on the host, 1 where none is given."""
+    phi = np.asarray(others[0], float) if others else 1.0
+    return phi if weights is None else phi / np.asarray(weights, float)
+
+
+def weighted_mean(y: Array, weights: Array) -> Array:
+    """Mean over all rows, scalar."""
+    live = weights > 0
+    return jnp.sum(jnp.where(live, weights * y, 0)) / jnp.sum(jnp.where(live, weights, 0))
 
 
 def fit_link(family: AbstractFamily, link: Any) -> AbstractLink:

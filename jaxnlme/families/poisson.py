@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import gammaln, xlogy
+from jax.scipy.special import xlogy
 
-from jaxnlme.families._base import AbstractExponentialFamily
+from jaxnlme.families._base import AbstractExponentialFamily, need_counts
 from jaxnlme.links import Log
+from jaxnlme.numerics.special import deviance_gap, log_factorial
+from jaxnlme.numerics.tails import log_gamma_tails
+
+
+def poisson_deviance(y, mu):
+    """``2 (y log(y / mu) - (y - mu))`` without cancellation."""
+    some = y > 0
+    safe = jnp.where(some, y, 1)
+    return 2 * jnp.where(some, safe * deviance_gap((mu - safe) / safe), mu)
 
 
 class Poisson(AbstractExponentialFamily):
     """Counts with ``Var = mu``; default link log.
+
+    Values that are not whole numbers (a rate with its exposure as ``weights=``) give a warning; their
+    likelihood is 0, as in R.
 
     Examples
     --------
@@ -22,13 +33,14 @@ class Poisson(AbstractExponentialFamily):
 
     name = "poisson"
     default_link = Log()
+    canonical = "log"
     discrete = True
 
     def variance(self, mu):
         return mu
 
-    def unit_deviance(self, y, mu):
-        return 2 * (xlogy(y, y / mu) - (y - mu))
+    def unit_deviance(self, y, mu, *others):
+        return poisson_deviance(y, mu)
 
     def kernel(self, y, mu):
         return mu - xlogy(y, mu)
@@ -36,28 +48,35 @@ class Poisson(AbstractExponentialFamily):
     def valid(self, mu, *others):
         return jnp.isfinite(mu) & (mu > 0)
 
+    def separated(self, mu, *others):
+        return mu < 10 * jnp.finfo(mu.dtype).eps
+
     def log_prob(self, y, mu, *others):
-        return xlogy(y, mu) - mu - gammaln(y + 1)
+        value = xlogy(y, mu) - mu - log_factorial(jnp.maximum(y, 0))
+        return jnp.where((y == jnp.round(y)) & (y >= 0), value, -jnp.inf)
 
     def start_mean(self, y, weights):
         return y + 0.1
 
     def check_response(self, response):
-        response.refuse(
-            response.values < 0, "is negative", "Counts are 0, 1, 2, ...; correct these rows."
-        )
-        response.refuse(
-            response.values != np.round(response.values),
-            "is not a whole number",
-            "Use counts with exposure= or offset=, or family='quasi_poisson' for a rate with weights=.",
-        )
+        need_counts(response, whole=False)
 
-    def cdf(self, y, mu, *others):
+    def log_cdf(self, y, mu, *others):
+        inside = y >= 0
+        _, upper = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
+        return jnp.where(inside, upper, -jnp.inf)
+
+    def log_survival(self, y, mu, *others):
+        inside = y >= 0
+        lower, _ = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
+        return jnp.where(inside, lower, 0)
+
+    def cdf(self, y, mu, *others, weights=None):
         from scipy import stats
 
         return stats.poisson.cdf(y, mu)
 
-    def quantile(self, p, mu, *others):
+    def quantile(self, p, mu, *others, weights=None):
         from scipy import stats
 
         return stats.poisson.ppf(p, mu)

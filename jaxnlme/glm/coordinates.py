@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 
 ALIAS = 1e-11  # R's glm: min(1e-7, epsilon / 1000)
-SUSPECT = 1e-10  # squared pivot of the scaled Gram matrix below which columns are looked at one by one
+SUSPECT = (
+    1e-10  # squared pivot of the scaled Gram matrix below which columns are looked at one by one
+)
 ORTHOGONAL = 1e-14  # ... below which the fit runs on an orthogonal basis (condition above 1e7)
 
 

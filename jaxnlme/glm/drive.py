@@ -35,7 +35,7 @@ SUBSAMPLE_FROM = 128  # blocks; below, a start from a subsample does not pay
 SUBSAMPLE = 48  # blocks of the subsample
 LAZY_FROM = 64  # blocks from which the information matrix is reused between passes
 
-_solve = outer_jit(solve)
+_solve = outer_jit(solve, hoist=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +296,12 @@ def _constrained(problem):
         at, column = at + p, column + len(used)
     penalty = _transformed(problem.penalty, affine)
     inner = dataclasses.replace(
-        problem, designs=tuple(designs), offsets=tuple(offsets), penalty=penalty, held=None, constraint=None
+        problem,
+        designs=tuple(designs),
+        offsets=tuple(offsets),
+        penalty=penalty,
+        held=None,
+        constraint=None,
     )
     return inner, affine
 
@@ -343,14 +348,23 @@ def _run(problem, inner, affine, free, alias, least, *, start, max_steps, tolera
     prepared = pad(inner, lower[order], upper[order])
     u0 = None
     if start is not None:
-        u0 = start if affine is None else np.linalg.lstsq(affine.matrix, start - affine.shift, rcond=None)[0]
+        u0 = (
+            start
+            if affine is None
+            else np.linalg.lstsq(affine.matrix, start - affine.shift, rcond=None)[0]
+        )
         u0 = np.nan_to_num(u0)[order]
+    gram0 = None
     if u0 is None:
-        u0 = _subsample_start(prepared, width)
+        u0, gram0 = _subsample_start(prepared, width)
     lazy = prepared.weights.shape[0] >= LAZY_FROM
     solver = IRLS(np.float64(tolerance), lazy)
-    fit = _solve(prepared, solver, u0, np.int32(max_steps))
-    if u0 is not None and start is None and result_name(fit.result) not in ("successful", "not_identified"):
+    fit = _solve(prepared, solver, u0, np.int32(max_steps), gram0)
+    if (
+        u0 is not None
+        and start is None
+        and result_name(fit.result) not in ("successful", "not_identified")
+    ):
         fit = _solve(prepared, solver, None, np.int32(max_steps))
     fit = jax.tree.map(np.asarray, fit)
     return _unpack(fit, order, affine, free, alias, lower, upper, least)
@@ -437,12 +451,15 @@ def pad(problem: HostProblem, lower: Any = None, upper: Any = None) -> GLMProble
     )
 
 
-def _subsample_start(prepared: GLMProblem, width: int) -> np.ndarray | None:
-    """Coefficients from every so many-th block: four full passes instead of nine for a large Poisson fit."""
+def _subsample_start(prepared: GLMProblem, width: int):
+    """Coefficients from every so many-th block, and the information matrix scaled up to all rows.
+
+    A large Poisson fit then needs two or three information matrices instead of nine.
+    """
     k, c = prepared.weights.shape
     stride = k // max(SUBSAMPLE, -(-100 * width // c))
     if k < SUBSAMPLE_FROM or stride < 3:
-        return None
+        return None, None
     n = k - k % stride
 
     def thin(a):
@@ -458,13 +475,14 @@ def _subsample_start(prepared: GLMProblem, width: int) -> np.ndarray | None:
         is_leaf=lambda x: x is None,
     ) if any(x is not None for x in keep) else part  # fmt: skip
     fit = _solve(part, IRLS(np.float64(1e-4), False), None, np.int32(30))
-    good = result_name(fit.result) == "successful"
-    return np.asarray(fit.params) if good else None
+    if result_name(fit.result) != "successful":
+        return None, None
+    if not prepared.penalty.trivial:
+        return np.asarray(fit.params), None
+    return np.asarray(fit.params), np.asarray(fit.stats["information"]) * (k / (n // stride))
 
 
-def information_at(
-    problem: HostProblem, params: np.ndarray, *, expected: bool
-) -> np.ndarray:
+def information_at(problem: HostProblem, params: np.ndarray, *, expected: bool) -> np.ndarray:
     """Information matrix (P, P) of all coefficients at any values, in the order of the formulas."""
     order = _order(problem.designs)
     gram = np.asarray(_information(pad(problem), params[order], expected=expected))

@@ -47,18 +47,17 @@ class Layout(eqx.Module):
         """Linear predictors, offsets included."""
         return tuple(
             design.linear(part) + offset
-            for design, part, offset in zip(
-                self.designs, self.split(b), self.offsets, strict=True
-            )
+            for design, part, offset in zip(self.designs, self.split(b), self.offsets, strict=True)
         )
 
 
 class Evaluation(NamedTuple):
-    """What one pass gives."""
+    """What one pass gives; ``scale`` is about the number of rows times the dispersion."""
 
     objective: Float[Array, ""]
     score: Float[Array, "p"]
     gram: Float[Array, "p p"]
+    scale: Float[Array, ""]
 
 
 def lay_out(problem: GLMProblem) -> Layout:
@@ -156,11 +155,24 @@ def evaluate(
     b: Float[Array, "p"],
     want_gram: Bool[Array, ""],
     old_gram: Float[Array, "p p"],
+    newton: Bool[Array, ""],
 ) -> Evaluation:
-    """Evaluate at coefficients; the information matrix is taken over from ``old_gram`` unless wanted."""
+    """Evaluate at coefficients; the information matrix is taken over from ``old_gram`` unless wanted.
+
+    With ``newton`` it is the observed one where that differs from the expected one.
+    """
     etas = layout.linear(b)
-    cost, score, information = _bar(working_rows(layout, etas))
+    cost, score, information = working_rows(layout, etas)
+    scale = jnp.full((), jnp.inf, cost.dtype)
+    if layout.family.fisher_scoring:  # Pearson's statistic
+        spread = jnp.where(information[0][0] > 0, information[0][0], jnp.inf)
+        scale = jnp.sum(score[0] ** 2 / spread)
+    if has_newton(layout):
+        information = _choose(layout, etas, information, newton)
+    cost, score, information = _bar((cost, score, information))
     objective = jnp.sum(cost)
+    scale = jnp.maximum(jnp.minimum(scale, jnp.abs(objective)), 1e-3 * scale)
+    scale = jnp.where(jnp.isfinite(scale), scale, jnp.abs(objective))
     gradient = assemble_score(layout, score)
     penalty = layout.penalty
     gram = jax.lax.cond(
@@ -174,7 +186,33 @@ def evaluate(
     if not penalty.trivial:
         objective = objective + penalty.value(b)
         gradient = gradient - penalty.gradient(b)
-    return Evaluation(objective, gradient, gram)
+    return Evaluation(objective, gradient, gram, scale)
+
+
+def has_newton(layout: Layout) -> bool:
+    """Whether observed and expected information differ: the first is quicker, the second is reported."""
+    family = layout.family
+    if layout.penalty.jeffreys:
+        return False
+    if family.fisher_scoring:
+        return family.canonical != layout.links[0].name
+    return family.expected_information(layout.links, layout.weights, layout.offsets) is not None
+
+
+def _choose(layout, etas, information, newton):
+    """The observed information per row, or the expected one for the last pass."""
+    family, live = layout.family, layout.weights > 0
+    if family.fisher_scoring:
+        observed = family.observed_information(layout.links, layout.y, layout.weights, etas)
+        return ((jnp.where(newton, jnp.where(live, observed[0][0], 0), information[0][0]),),)
+    expected = family.expected_information(layout.links, layout.weights, etas)
+    return tuple(
+        tuple(
+            o if e is None else jnp.where(newton, o, jnp.where(live, e, 0))
+            for e, o in zip(e_line, o_line, strict=True)
+        )
+        for e_line, o_line in zip(expected, information, strict=True)
+    )
 
 
 def _jeffreys(layout, etas, objective, gradient, gram):

@@ -71,8 +71,8 @@ def _fit(problem, solver, params0, max_steps):
     return eqx.tree_at(lambda f: f.params, outcome, params)
 
 
-def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
-    """The iteration without derivatives."""
+def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> GLMFit:
+    """The iteration without derivatives; ``gram0`` is an information matrix for the first step."""
     layout = lay_out(problem)
     dtype = layout.weights.dtype
     bounds = (
@@ -80,7 +80,7 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
         jnp.asarray(jnp.inf if problem.upper is None else problem.upper, dtype),
     )
     bounds = tuple(jnp.broadcast_to(bound, (layout.width,)) for bound in bounds)
-    b, state = solver.init(layout, bounds, params0)
+    b, state = solver.init(layout, bounds, params0, gram0)
 
     def body(carry):
         b, state, _, _ = carry

@@ -13,13 +13,17 @@ from jaxnlme.glm.evaluate import (
     assemble_gram,
     assemble_score,
     evaluate,
+    has_newton,
     start_predictors,
     start_working,
 )
 from jaxnlme.numerics.small_linalg import cho_solve_vector, cholesky
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
-_NEARLY = 100.0  # decrement, in thresholds, from which a quickly converging fit needs no further pass
+_NEARLY = (
+    100.0  # decrement, in thresholds, from which a quickly converging fit needs no further pass
+)
+_CLOSE = 0.05  # decrement, in rows times dispersion, from which the observed information is used
 _SMALLEST_STEP = 2.0**-30
 _DAMPINGS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
@@ -39,6 +43,9 @@ class IRLSState(eqx.Module):
     num_passes: Int[Array, ""]
     fresh_gram: Bool[Array, ""]
     want_gram: Bool[Array, ""]
+    scale: Float[Array, ""]
+    newton: Bool[Array, ""]
+    done: Bool[Array, ""]
 
 
 class IRLS(eqx.Module):
@@ -48,8 +55,9 @@ class IRLS(eqx.Module):
     ----------
     tolerance
         The fit has converged when the squared Newton step, in the metric of the information, is below
-        ``tolerance ** 2`` times the objective, or below a hundred times that and falling a hundredfold per
-        pass; the step at hand is taken in either case.
+        ``tolerance ** 2`` times the rows times the dispersion (the smaller of Pearson's statistic and the
+        objective), or below a hundred times that and falling a hundredfold per pass; the step at hand is taken in
+        either case.
     lazy
         Reuse the information matrix over passes while the decrement falls a hundredfold per pass. Pays
         for many rows; off under ``vmap``.
@@ -63,8 +71,14 @@ class IRLS(eqx.Module):
     tolerance: Float[Array, ""] | float = 1e-8
     lazy: bool = eqx.field(static=True, default=False)
 
-    def init(self, layout: Layout, bounds, params: Float[Array, "p"] | None):
-        """The start and the state before the first pass."""
+    def init(
+        self,
+        layout: Layout,
+        bounds,
+        params: Float[Array, "p"] | None,
+        gram: Float[Array, "p p"] | None = None,
+    ):
+        """The start and the state before the first pass; ``gram`` is an information matrix to begin with."""
         p, dtype = layout.width, layout.weights.dtype
         zero, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
         if params is None:
@@ -75,7 +89,7 @@ class IRLS(eqx.Module):
         state = IRLSState(
             objective=infinite,
             score=jnp.zeros(p, dtype),
-            gram=jnp.eye(p, dtype=dtype),
+            gram=jnp.eye(p, dtype=dtype) if gram is None else gram,
             direction=direction,
             fraction=jnp.ones((), dtype),
             decrement=infinite,
@@ -84,7 +98,10 @@ class IRLS(eqx.Module):
             num_steps=jnp.zeros((), jnp.int32),
             num_passes=jnp.zeros((), jnp.int32),
             fresh_gram=jnp.zeros((), bool),
-            want_gram=jnp.ones((), bool),
+            want_gram=jnp.full((), gram is None),
+            scale=infinite,
+            newton=jnp.full((), not layout.family.fisher_scoring),
+            done=jnp.zeros((), bool),
         )
         return b, state
 
@@ -117,7 +134,7 @@ class IRLS(eqx.Module):
     def step(self, layout: Layout, bounds, b: Float[Array, "p"], state: IRLSState):
         """One pass over the rows at a trial point; accept it or halve the step."""
         trial = jnp.clip(b + state.fraction * state.direction, *bounds)
-        new = evaluate(layout, trial, state.want_gram, state.gram)
+        new = evaluate(layout, trial, state.want_gram, state.gram, state.newton)
         dtype = layout.weights.dtype
         eps = jnp.finfo(dtype).eps
         slack = 64 * eps * jnp.abs(state.objective)
@@ -126,14 +143,25 @@ class IRLS(eqx.Module):
         )
         better = better & jnp.all(jnp.isfinite(new.score))
         lower, upper = bounds
-        free = (upper > lower) & ~(((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0)))
+        free = (upper > lower) & ~(
+            ((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0))
+        )
         direction, damping = damped_solve(new.gram, new.score, free)
         decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
-        ratio = decrement / state.decrement
-        ratio = jnp.where(jnp.isfinite(state.decrement), ratio, jnp.inf)
+        ratio = jnp.where(jnp.isfinite(state.decrement), decrement / state.decrement, jnp.inf)
         smooth = ratio < _SLOW
-        soon = decrement * ratio <= _NEARLY * self.threshold(new.objective, trial, new.gram)
-        want = ~smooth | soon if self.lazy else jnp.ones((), bool)
+        limit = self.threshold(new.scale, trial, new.gram)
+        # the step at hand is still taken: a fit that converges quadratically is then at the optimum
+        small = (decrement <= limit) | (smooth & (decrement <= _NEARLY * limit))
+        if has_newton(layout):  # the last pass is for the expected information, which is reported
+            report = ~state.newton
+            newton = ~small
+            if layout.family.fisher_scoring:  # expected information far from the optimum: never indefinite
+                newton = newton & (decrement <= _CLOSE * new.scale)
+        else:
+            report, newton = jnp.ones((), bool), jnp.zeros((), bool)
+        soon = smooth & (decrement * ratio <= _NEARLY * limit)
+        want = small | ~smooth | soon if self.lazy else jnp.ones((), bool)
         accepted = IRLSState(
             objective=new.objective,
             score=new.score,
@@ -147,6 +175,9 @@ class IRLS(eqx.Module):
             num_passes=state.num_passes + 1,
             fresh_gram=state.want_gram,
             want_gram=want,
+            scale=new.scale,
+            newton=newton,
+            done=small & state.want_gram & report,
         )
         rejected = eqx.tree_at(
             lambda s: (s.fraction, s.num_passes, s.want_gram),
@@ -156,21 +187,17 @@ class IRLS(eqx.Module):
         state = jax.tree.map(lambda x, y: jnp.where(better, x, y), accepted, rejected)
         return jnp.where(better, trial, b), state
 
-    def threshold(self, objective, b, gram):
+    def threshold(self, scale, b, gram):
         """The decrement below which a step is rounding error or nothing to a user."""
         dtype = gram.dtype
         eps = jnp.finfo(dtype).eps
         tolerance = jnp.maximum(jnp.asarray(self.tolerance, dtype) ** 2, eps**2)
         size = jnp.maximum(b @ (gram @ b), 0.0)
-        return tolerance * jnp.abs(objective) + (1e3 * eps) ** 2 * size
+        return tolerance * scale + (1e3 * eps) ** 2 * size
 
     def terminate(self, b: Float[Array, "p"], state: IRLSState, max_steps: Int[Array, ""]):
         """Whether to stop, and why."""
-        limit = self.threshold(state.objective, b, state.gram)
-        # the step at hand is still taken: a fit that converges quadratically is then at the optimum
-        nearly = (state.decrement <= _NEARLY * limit) & (state.ratio < _SLOW)
-        small = jnp.isfinite(state.objective) & ((state.decrement <= limit) | nearly)
-        done = small & state.fresh_gram
+        done = state.done
         stuck = state.fraction < _SMALLEST_STEP
         late = state.num_passes >= max_steps + 2
         # a step that no longer moves the objective by more than rounding is the end, too

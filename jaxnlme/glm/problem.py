@@ -103,6 +103,4 @@ def _default_others(family: AbstractFamily, shape, dtype) -> tuple[Predictor, ..
         if len(shape) == 2
         else jnp.ones((*shape, 1), dtype)
     )
-    return tuple(
-        Predictor(None if p.formula == "mean" else constant) for p in family.parameters
-    )
+    return tuple(Predictor(None if p.formula == "mean" else constant) for p in family.parameters)

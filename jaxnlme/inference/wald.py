@@ -26,11 +26,7 @@ def restriction(text: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarra
     >>> L.tolist(), r.tolist()
     ([[1.0, -1.0], [0.0, 2.0]], [0.0, 1.0])
     """
-    alias = {label: f"coefficient{k}" for k, label in enumerate(labels)}
-    longest_first = sorted(labels, key=len, reverse=True)
-    # One pass over whole names: a label may be part of another one, or hold a comma.
-    names = "|".join(re.escape(label) for label in longest_first)
-    text = re.sub(rf"(?<![\w.])(?:{names})(?![\w.])", lambda m: alias[m.group()], text)
+    text, alias = renamed(text, labels)
     rows, rhs = [], []
     for piece in text.split(","):
         left, sign, right = piece.partition("=")
@@ -38,6 +34,22 @@ def restriction(text: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarra
         rows.append(a[1:] - b[1:])
         rhs.append(b[0] - a[0])
     return np.array(rows), np.array(rhs)
+
+
+def renamed(text: str, labels: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Replace coefficient labels, which may hold any sign, by plain names; the map label -> name.
+
+    Examples
+    --------
+    >>> renamed("exp(a:b) = 1", ["a", "a:b"])[0]
+    'exp(coefficient1) = 1'
+    """
+    alias = {label: f"coefficient{k}" for k, label in enumerate(labels)}
+    longest_first = sorted(labels, key=len, reverse=True)
+    # One pass over whole names: a label may be part of another one, or hold a comma.
+    names = "|".join(re.escape(label) for label in longest_first)
+    text = re.sub(rf"(?<![\w.])(?:{names})(?![\w.])", lambda m: alias[m.group()], text)
+    return text, alias
 
 
 def _linear(text: str, alias: Mapping[str, str]) -> np.ndarray:
@@ -73,6 +85,17 @@ def wald(L: np.ndarray, rhs: np.ndarray, beta: Any, vcov: np.ndarray) -> tuple[f
         return np.nan, L.shape[0]
     rank = int(np.linalg.matrix_rank(middle))
     return float(d @ np.linalg.pinv(middle) @ d), rank
+
+
+def sequential(beta: np.ndarray, vcov: np.ndarray, seen: np.ndarray, index: np.ndarray) -> float:
+    """Chi-square of a term (``index``, the last of ``seen``) given those before it.
+
+    The Cholesky split of the information, as in R's ``anova.lme``.
+    """
+    order = np.concatenate([seen, np.setdiff1d(np.arange(len(beta)), seen)])
+    root = np.linalg.cholesky(np.linalg.inv(vcov)[np.ix_(order, order)]).T
+    effects = root @ beta[order]
+    return float(np.sum(effects[len(seen) - len(index) : len(seen)] ** 2))
 
 
 def delta(function: Callable, x: np.ndarray, covariance: np.ndarray) -> np.ndarray:

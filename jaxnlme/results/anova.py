@@ -7,44 +7,68 @@ from typing import Any
 import numpy as np
 
 from jaxnlme._errors import ModelSpecError
-from jaxnlme.inference.wald import wald
+from jaxnlme.inference.wald import sequential, wald
+from jaxnlme.results.glm import GLMResults
+from jaxnlme.results.glm_anova import compare_fits, terms_anova
 from jaxnlme.results.nlme import NLMEResults
-from jaxnlme.results.nlme_tables import chi2_tail, containment_df
+from jaxnlme.results.nlme_tables import containment_df
+from jaxnlme.results.statistics import chi2_tail, f_tail
 
 
-def anova(*fits: Any, type: int = 1, test: str = "F") -> Any:
-    """Test the terms of one fit, or compare fits of the same data.
+def anova(*fits: Any, type: int = 1, test: str | None = None) -> Any:
+    """Test the terms of one fit, or compare nested fits of the same data.
 
     Parameters
     ----------
     *fits
-        One fit: Wald tests of each term of each parameter's formula (``type=1``: sequential, each term given
-        those before it, R's ``anova.lme``; ``type=3``: each given all others). Several: likelihood-ratio
-        tests between neighbours.
+        One fit: tests of each term. GLM: analysis of deviance of the mean's terms; NLME: Wald tests of each
+        term of each parameter's formula. Several fits: tests between neighbours.
+    type
+        1: each term given those before it (R's ``anova``). 2: each term given all others that do not contain
+        it (``car::Anova``; GLM only). 3: each given all others, as coded: with interactions it asks for
+        contrasts that sum to zero, such as ``C(x, contr.sum)``.
     test
-        One fit: ``"F"`` (containment degrees of freedom) or ``"Chisq"`` / ``"Wald"``. Several: ``"LRT"``.
+        GLM: ``"Chisq"`` = ``"LRT"`` (deviance over the dispersion), ``"F"`` (Pearson's dispersion), ``"Rao"``
+        (score test), ``"Wald"`` (one fit only); default F where the family has a dispersion, else Chisq.
+        NLME: ``"F"`` (default; containment degrees of freedom), ``"Chisq"`` / ``"Wald"``; several fits
+        ``"LRT"``.
 
     Returns
     -------
     frame
-        One fit: term, df, df_resid, statistic, p_value. Several: model, df, aic, bic, llf, test,
-        statistic, p_value.
+        GLM, one fit: term, df, deviance, [df_resid, resid_deviance,] statistic, p_value; several: model,
+        df_resid, resid_deviance, df, deviance, statistic, p_value. NLME, one fit: term, df, df_resid,
+        statistic, p_value; several: model, df, aic, bic, llf, test, statistic, p_value.
 
     Raises
     ------
     ModelSpecError
-        Fits by different methods, error scales or data: their likelihoods are not comparable.
+        Fits of other data, families, methods or error scales: their likelihoods are not comparable.
 
     Notes
     -----
     The p-value of a likelihood-ratio test for variances is conservative: the null value lies on the
-    boundary (Stram and Lee 1994).
+    boundary (Stram and Lee 1994). Tests of a GLM with one fit keep scalars such as theta at their estimate;
+    between fits every model has its own.
+
+    Examples
+    --------
+    >>> import jaxnlme as jn
+    >>> data = {"y": [1, 2, 3, 5, 6, 9], "x": [0, 1, 2, 3, 4, 5], "g": ["a", "b", "a", "b", "a", "b"]}
+    >>> table = jn.anova(jn.fit_glm("y ~ x + g", data, family="poisson"), type=2)
+    >>> list(table["term"]), [round(p, 4) for p in table["p_value"]]
+    (['x', 'g'], [0.0032, 0.8291])
     """
-    for fit in fits:
-        if not isinstance(fit, NLMEResults):
-            raise ModelSpecError(f"anova takes fits, found {fit.__class__.__name__}.")
     if not fits:
         raise ModelSpecError("anova needs at least one fit.")
+    if all(isinstance(fit, GLMResults) for fit in fits):
+        return terms_anova(fits[0], type, test) if len(fits) == 1 else compare_fits(fits, test)
+    for fit in fits:
+        if not isinstance(fit, NLMEResults | GLMResults):
+            raise ModelSpecError(f"anova takes fits, found {fit.__class__.__name__}.")
+    if any(isinstance(fit, GLMResults) for fit in fits):
+        raise ModelSpecError("anova: a GLM and a nonlinear mixed model cannot be compared.")
+    test = "F" if test is None else test
     return _terms(fits[0], type, test) if len(fits) == 1 else _compare(fits, test)
 
 
@@ -74,7 +98,7 @@ def _terms(fit: NLMEResults, type: int, test: str) -> Any:
     for label, index in terms:
         if type == 1:
             seen = np.concatenate([seen, index])
-            statistic, df = _sequential(beta, vcov, seen, index)
+            statistic, df = sequential(beta, vcov, seen, index), len(index)
         else:
             statistic, df = wald(np.eye(p)[index], np.zeros(len(index)), beta, vcov)
         rows["term"].append(label)
@@ -82,24 +106,9 @@ def _terms(fit: NLMEResults, type: int, test: str) -> Any:
         rows["df_resid"].append(df_resid)
         rows["statistic"].append(statistic / df if test == "F" else statistic)
         rows["p_value"].append(
-            _f_tail(statistic / df, df, df_resid) if test == "F" else chi2_tail(statistic, df)
+            f_tail(statistic / df, df, df_resid) if test == "F" else chi2_tail(statistic, df)
         )
     return fit._table.native(rows)
-
-
-def _sequential(beta, vcov, seen, index):
-    """Chi-square of a term given the terms before it: the Cholesky split of the information."""
-    order = np.concatenate([seen, np.setdiff1d(np.arange(len(beta)), seen)])
-    root = np.linalg.cholesky(np.linalg.inv(vcov)[np.ix_(order, order)]).T
-    effects = root @ beta[order]
-    start = len(seen) - len(index)
-    return float(np.sum(effects[start : len(seen)] ** 2)), len(index)
-
-
-def _f_tail(f: float, df1: float | int, df2: float) -> float:
-    from scipy import stats
-
-    return float(stats.f.sf(f, df1, df2))
 
 
 def _compare(fits: tuple[NLMEResults, ...], test: str) -> Any:

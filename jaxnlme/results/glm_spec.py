@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from jaxnlme._errors import DataError, FormulaError, ModelSpecError, some
 from jaxnlme.design.formula import DesignSpec
 from jaxnlme.design.frames import Table, check_lengths, read_frame
+from jaxnlme.design.response import read_response
 from jaxnlme.design.variables import Variable
-from jaxnlme.families import AbstractFamily
+from jaxnlme.families import AbstractFamily, Prepared, Response
 from jaxnlme.links import AbstractLink
 
 
@@ -47,7 +48,9 @@ def read_covariate(value: Any, role: str, table: Table) -> tuple[Covariate, np.n
     else:
         values, given, title = np.asarray(value, np.float64), Covariate(role, is_array=True), role
         if values.ndim != 1:
-            raise DataError(f"{role} has shape {values.shape}; give one value per row, ({table.n},).")
+            raise DataError(
+                f"{role} has shape {values.shape}; give one value per row, ({table.n},)."
+            )
         check_lengths({role: len(values), table.argument: table.n})
     if not np.isfinite(np.sum(values)):
         bad = np.flatnonzero(np.isnan(values))
@@ -59,6 +62,16 @@ def read_covariate(value: Any, role: str, table: Table) -> tuple[Covariate, np.n
         bad = np.flatnonzero(np.isinf(values))
         raise DataError(f"{title} is infinite in {len(bad)} row(s) (rows {some(bad)}).")
     return given, values
+
+
+def column_reader(table: Table) -> Callable[[str], np.ndarray]:
+    """How a family reads further columns: booleans stay booleans, numbers are float64."""
+
+    def read(name: str) -> np.ndarray:
+        column = table.column(name)
+        return np.asarray(column.values, bool) if column.kind == "bool" else table.numeric(name)
+
+    return read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +96,8 @@ class GLMSpec:
         How these were given.
     names
         Column names of ``X`` in the array door, else None.
+    levels
+        Levels of a label response.
     """
 
     formula: str
@@ -96,6 +111,7 @@ class GLMSpec:
     offset: Covariate
     exposure: Covariate
     names: tuple[str, ...] | None = None
+    levels: tuple | None = None
 
     @property
     def mean_columns(self) -> np.ndarray:
@@ -170,6 +186,24 @@ class GLMSpec:
             )
         return read_frame({n: X[:, j] for j, n in enumerate(self.names)}, argument="newdata")
 
+    def respond(self, table: Table) -> Prepared:
+        """Read the response of new data, in the form of the kernels.
+
+        Raises
+        ------
+        DataError
+            The response is absent, has an unseen level or lies outside the family's support.
+        """
+        values, levels, _ = read_response(self.response, table, self.levels)
+        weights = np.ones(table.n)
+        if self.weights.name is not None:
+            weights = table.numeric(self.weights.name, "weights")
+        response = Response(
+            values=values, weights=weights, weighted=self.weights.given, levels=levels,
+            column=column_reader(table), name=self.response, rows=np.arange(table.n),
+        )  # fmt: skip
+        return self.family.read_response(response)
+
     def designs(self, table: Table) -> list[np.ndarray]:
         """One matrix (n, p_k) per predictor; rows with a missing value are NaN."""
         mean = self.mean.matrix(table)
@@ -233,7 +267,10 @@ def array_design(names: Sequence[str], intercept: bool) -> DesignSpec:
     if len(set(names)) != len(names):
         twice = next(n for n in names if list(names).count(n) > 1)
         raise DataError(f"names holds {twice!r} twice; every column needs its own name.")
-    quoted = [n if n.replace(".", "_").replace("_", "a").isalnum() and not n[0].isdigit() else f"`{n}`" for n in names]
+    quoted = [
+        n if n.replace(".", "_").replace("_", "a").isalnum() and not n[0].isdigit() else f"`{n}`"
+        for n in names
+    ]
     if any("`" in n for n in names):
         raise FormulaError("names must not hold a backtick.")
     text = " + ".join(quoted) or "1"

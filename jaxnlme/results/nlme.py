@@ -36,6 +36,7 @@ from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.plots.nlme_results import NLMEPlots
 from jaxnlme.results import nlme_predict as predicting
 from jaxnlme.results import nlme_tables as tables
+from jaxnlme.results import statistics
 from jaxnlme.results.labelled import LabelledMatrix, LabelledVector
 from jaxnlme.results.nlme_compute import (
     Point,
@@ -148,7 +149,7 @@ class NLMEResults:
     def pvalues(self) -> LabelledVector:
         """Two-sided p-values of ``params = 0`` from the normal distribution."""
         return LabelledVector(
-            tables.p_values(np.asarray(self.tvalues), None), self._spec.fixed.labels
+            statistics.p_values(np.asarray(self.tvalues), None), self._spec.fixed.labels
         )
 
     def vcov(self, kind: str = "model") -> LabelledMatrix:
@@ -457,7 +458,7 @@ class NLMEResults:
         )
 
     def _repr_html_(self) -> str:
-        return tables.html(self)
+        return statistics.html(self.summary())
 
     def to_json(self) -> str:
         """Return estimates and statistics as JSON (no data, no functions)."""
@@ -470,7 +471,7 @@ class NLMEResults:
         matrix, rhs = restriction(L, labels) if isinstance(L, str) else (np.atleast_2d(L), 0.0)
         rhs = np.broadcast_to(rhs, (len(matrix),))
         statistic, df = wald(matrix, rhs, self._estimates.beta, self._covariance[0])
-        return {"statistic": statistic, "df": df, "p_value": tables.chi2_tail(statistic, df)}
+        return {"statistic": statistic, "df": df, "p_value": statistics.chi2_tail(statistic, df)}
 
     # ---- new data -------------------------------------------------------------------------------
     @host64

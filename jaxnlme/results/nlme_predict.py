@@ -26,7 +26,8 @@ from jaxnlme.results.nlme_compute import (
     modes,
     predictions,
 )
-from jaxnlme.results.nlme_tables import _quantile, _to_natural, split_levels
+from jaxnlme.results.nlme_tables import _to_natural, split_levels
+from jaxnlme.results.statistics import quantile
 
 if TYPE_CHECKING:
     from jaxnlme.results.nlme import NLMEResults
@@ -200,7 +201,7 @@ def predict(
         if depth == 0:
             variance = variance + np.sum((point.Z @ host_factor(problem, e.theta)) ** 2, 1)
         variance = variance + point.sd**2
-    half = _quantile(0.5 + level / 2, None) * np.sqrt(variance)
+    half = quantile(0.5 + level / 2, None) * np.sqrt(variance)
     low, high = back(point.f - half), back(point.f + half)
     columns = {"fit": back(point.f), "low": low, "high": high}
     return results._table.native({k: _spread(v, rows, length) for k, v in columns.items()})

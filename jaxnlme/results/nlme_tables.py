@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as html_module
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,11 @@ import numpy as np
 from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._results import RESULTS, result_name
 from jaxnlme.covariance import CovarianceBlock
-from jaxnlme.design.frames import Table
 from jaxnlme.design.nonlinear import Grouping
 from jaxnlme.nlme.fit import NLMEFit
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.results.nlme_spec import NLMESpec
+from jaxnlme.results.statistics import as_given, check_level, p_text, p_values, quantile
 
 if TYPE_CHECKING:
     from jaxnlme.results.nlme import NLMEResults
@@ -28,27 +27,6 @@ def to_numpy(tree: Any) -> Any:
     if isinstance(tree, RESULTS) or type(tree).__name__ == "EnumerationItem":
         return tree
     return jax.tree.map(np.asarray, tree)
-
-
-def p_values(t: np.ndarray, df: np.ndarray | None) -> np.ndarray:
-    """Two-sided p-values: normal, or Student's t with ``df``."""
-    from scipy import stats
-
-    z = np.abs(np.asarray(t, float))
-    return 2 * (stats.norm.sf(z) if df is None else stats.t.sf(z, df))
-
-
-def chi2_tail(statistic: float, df: float | int) -> float:
-    """Upper tail of the chi-square distribution."""
-    from scipy import stats
-
-    return float(stats.chi2.sf(statistic, df))
-
-
-def _quantile(level: float, df: np.ndarray | None) -> Any:
-    from scipy import stats
-
-    return stats.norm.ppf(level) if df is None else stats.t.ppf(level, df)
 
 
 def containment_df(results: NLMEResults) -> np.ndarray:
@@ -321,12 +299,11 @@ def _fixed_inflation(results: NLMEResults, df_method: str) -> float:
 
 def intervals(results: NLMEResults, alpha: float, df_method: str) -> tuple[np.ndarray, np.ndarray]:
     """Limits of the fixed effects, then of the variance parameters."""
-    if not 0 < alpha < 1:
-        raise ModelSpecError(f"alpha={alpha!r} must lie between 0 and 1.")
-    q = _quantile(1 - alpha / 2, _df(results, df_method))
+    check_level(alpha, "alpha")
+    q = quantile(1 - alpha / 2, _df(results, df_method))
     beta, se = np.asarray(results.params), np.asarray(results.bse)
     _, _, (moved, spread), back = results._variance_table
-    z = _quantile(1 - alpha / 2, None)
+    z = quantile(1 - alpha / 2)
     low = np.concatenate([beta - q * se, back(moved - z * spread)])
     high = np.concatenate([beta + q * se, back(moved + z * spread)])
     return low, high
@@ -408,18 +385,6 @@ def augment(results: NLMEResults) -> Any:
         full[results.row_index] = values
         columns[name] = full
     return table.native(columns)
-
-
-def as_given(table: Table, name: str) -> Any:
-    """Return a column as the caller gave it: numbers as numbers, categories by level."""
-    column = table.column(name)
-    if column.kind != "category":
-        if column.missing.any() and column.kind in ("number", "bool"):
-            values = column.values.astype(float)
-            values[column.missing] = np.nan
-            return values
-        return column.values
-    return [None if c < 0 else column.levels[c] for c in column.values]
 
 
 def as_dict(results: NLMEResults) -> dict[str, Any]:
@@ -529,7 +494,7 @@ def _fixed_lines(results: NLMEResults, df_method: str) -> list[str]:
     mark = "t" if df is not None else "z"
     out = [f"  {'':<{width}} {'estimate':>12} {'std_error':>11} {mark:>9} {'p_value':>9}"]
     for k, name in enumerate(labels):
-        text = "<0.0001" if p[k] < 1e-4 else f"{p[k]:.4f}"
+        text = p_text(p[k])
         out.append(f"  {name:<{width}} {beta[k]:12.6g} {se[k]:11.5g} {t[k]:9.3f} {text:>9}")
     return out
 
@@ -582,8 +547,3 @@ def _random_lines(results: NLMEResults) -> list[str]:
 def _error_lines(results: NLMEResults) -> list[str]:
     parts = [f"{name} {value:.6g}" for name, value in results.error_params.items()]
     return [f"Residual error: {', '.join(parts)}"]
-
-
-def html(results: NLMEResults) -> str:
-    """Write the summary as HTML."""
-    return f"<pre>{html_module.escape(results.summary())}</pre>"

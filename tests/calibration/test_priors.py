@@ -220,7 +220,7 @@ def test_bad_sets_raise() -> None:
         params.add("b", 3.0)
     with pytest.raises(ModelSpecError, match="transform"):
         params.add("b", Normal(), transform="lgo")
-    with pytest.raises(ModelSpecError, match="log.*support"):
+    with pytest.raises(ModelSpecError, match=r"log.*support"):
         params.add("b", Normal(), transform="log")
     with pytest.raises(ModelSpecError, match="no parameters"):
         ParameterSet().sample(3)

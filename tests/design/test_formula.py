@@ -23,7 +23,7 @@ from jaxnlme._errors import (
     SerializationError,
 )
 from jaxnlme.design.expressions import parse
-from jaxnlme.design.formula import DesignSpec, evaluate_numbers, fixed_design
+from jaxnlme.design.formula import DesignSpec, evaluate_numbers, fixed_design, learn_design
 from jaxnlme.design.frames import read_frame, select_rows
 
 R = reference("formula", "model_matrix")
@@ -159,6 +159,24 @@ def test_levels_come_from_the_rows_used() -> None:
     assert spec.variables[0].levels == ("Mississippi", "Quebec")
 
 
+def test_knots_and_scales_come_from_all_values_as_in_r() -> None:
+    # model.frame evaluates ns(x) and scale(x) before it drops the rows where another column is missing
+    x = np.arange(12.0)
+    table = read_frame({"x": x, "g": list("aabbaabbaabc")})
+    spec, matrix = fixed_design("ns(x, df=2) + I(x - mean(x)) + g", table, rows=np.arange(3, 11))
+    states = dict(spec.state)
+    assert states["mean(x)"] == 5.5
+    assert states["ns(x, df = 2)"]["boundary"] == [0.0, 11.0]
+    _, whole = fixed_design("ns(x, df=2) + I(x - mean(x)) + g", table)
+    np.testing.assert_array_equal(matrix[:, :4], whole[3:11, :4])
+    assert spec.variables[-1].levels == ("a", "b")
+    rows = np.arange(3, 11)
+    assert (
+        learn_design("ns(x, df=2)", table, rows=rows).state
+        == fixed_design("ns(x, df=2)", table)[0].state
+    )
+
+
 def test_p01_unseen_level() -> None:
     spec, _ = fixed_design("Type", read_frame(FRAME))
     with pytest.raises(DataError, match=r"'Type'.*'Ontario'.*Mississippi, Quebec"):
@@ -248,6 +266,14 @@ def test_x06_unused_category() -> None:
     assert matrix.any(axis=0).all()
 
 
+def test_x07_as_many_levels_as_rows() -> None:
+    table = read_frame({"id": ["a", "b", "c", "d"], "x": [1.0, 2.0, 3.0, 3.0]})
+    for text in ("x + id", "factor(id):x"):
+        with pytest.raises(DataError, match=r"as many levels.*\(4\).*random effect.*TE\(\)"):
+            learn_design(text, table)
+    assert learn_design("factor(x)", table).labels[-1] == "factor(x)3"
+
+
 def test_offset_is_separate() -> None:
     table = read_frame(FRAME)
     spec, matrix = fixed_design("Type + offset(log(wt))", table)
@@ -292,9 +318,11 @@ def test_splines_outside_their_range_warn() -> None:
         ("poly(wt, 2, foo=1)", "foo"),
         ("poly(wt, n)", "numbers"),
         ("2/wt", "cannot be a term"),
-        ("s(wt)", "'s' is not allowed"),
+        ("s(wt)", "fit_gam"),
+        ("TE(Type)", "workbench"),
+        ("f(wt)", "'f' is not allowed"),
         ("0", "no column left"),
-        ("(1 | Type)", "bar term"),
+        ("(1 | Type)", "fit_mixed.*group="),
         ("c(wt, n)", "one value per row"),
         ("I(Type)", "labels, not numbers"),
     ],

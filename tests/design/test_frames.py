@@ -110,6 +110,10 @@ def test_categories_keep_their_order() -> None:
     assert read_frame(pool).factor("d").levels == ("a", "z")
     dictionary = pa.table({"d": pa.array(["z", "a", None]).dictionary_encode()})
     np.testing.assert_array_equal(read_frame(dictionary).factor("d").codes, [0, 1, -1])
+    arrow = pd.Series(["z", "a", None], dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())))
+    factor = read_frame(pd.DataFrame({"d": arrow})).factor("d")
+    assert factor.levels == ("a", "z")
+    np.testing.assert_array_equal(factor.codes, [1, 0, -1])
 
 
 def test_nullable_integers_and_decimals_are_numbers() -> None:

@@ -54,7 +54,14 @@ def test_offsets_are_set_apart() -> None:
         ("a + .", r"'\.'"),
         ("a + 'text'", "cannot be a term"),
         ("1 | g", "parentheses"),
-        ("(1 | g)", "group="),
+        ("1 || g", r"in parentheses, for example \(1 \|\| g\)"),
+        ("(1 | )", "grouping column.*parentheses"),
+        ("s(x):a", "by="),
+        ("(1 | g)*a", "interaction"),
+        ("s(x, q=3)", "no argument 'q'; it has k"),
+        ("s(x, k=z)", "k= takes a number"),
+        ("s(k=3)", "needs a variable"),
+        ("TE(a, b)", "one column"),
         ("a:offset(b)", "interaction"),
         ("offset(a, b)", "one argument"),
     ],
@@ -95,3 +102,30 @@ def test_contrasts_where_the_margin_lies_inside_an_earlier_term() -> None:
     terms = expand("a:b + b:g")
     assert terms.labels == ("a:b", "b:g")
     assert terms.coding((True, True, True)) == ((True, True), (True, False))
+
+
+def test_special_terms_are_set_apart() -> None:
+    terms = expand(
+        "a*x + s(x, k=10, bs='cr', by=g, m=c(2, -1)) + te(x, log(z), k=[5, 4], fx=TRUE)"
+        " + (1 + t | a/b) + diag(0 + t || g) + TE(brand, prior_weight=2) - s(z) + offset(e)"
+    )
+    assert terms.labels == ("a", "x", "a:x")
+    found = [(t.function, t.arguments, dict(t.options)) for t in terms.special]
+    assert found == [
+        ("s", ("x",), {"k": 10, "bs": "cr", "by": "g", "m": (2, -1)}),
+        ("te", ("x", "log(z)"), {"k": (5, 4), "fx": True}),
+        ("|", ("1 + t", "a/b"), {}),
+        ("||", ("0 + t", "g"), {"covariance": "diag"}),
+        ("TE", ("brand",), {"prior_weight": 2}),
+    ]
+    assert terms.special[2].text == "(1 + t | a/b)"
+    assert terms.text[terms.special[1].at :].startswith("te(")
+
+
+def test_a_removed_smooth_is_gone() -> None:
+    assert expand("x + s(z) - s(z)").special == ()
+    assert expand("s(x) + s(x)").special == expand("s(x)").special
+    assert expand("s(x, xt=list(a=1, b='q'), sp=NULL)").special[0].options == (
+        ("xt", {"a": 1, "b": "q"}),
+        ("sp", None),
+    )

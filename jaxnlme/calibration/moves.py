@@ -1,0 +1,257 @@
+"""Moves of the ensemble sampler: each proposes new places of some walkers from the places of others.
+
+A new move is a subclass of :class:`AbstractMove` with one short method. It sees the half of the
+walkers that moves, ``active`` (h, p), and the other half, ``others`` (h, p), which stays, and
+returns proposals and the log of the factor in the acceptance ratio.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.special as jsp
+import numpy as np
+
+from jaxnlme._errors import ModelSpecError, nearest
+from jaxnlme._typing import Array, Float
+
+__all__ = [
+    "AbstractMove",
+    "DifferentialEvolution",
+    "EnsembleSlice",
+    "Snooker",
+    "Stretch",
+    "Walk",
+]
+
+_SCALE32 = 2.0**-32
+
+
+def unit(bits: Array, dtype: Any) -> Array:
+    """Return numbers in (0, 1) of 32 random bits each; never 0 or 1."""
+    return (bits.astype(dtype) + 0.5) * jnp.asarray(_SCALE32, dtype)
+
+
+def unit_fine(high: Array, low: Array, dtype: Any) -> Array:
+    """Return numbers in (0, 1) of 64 random bits each."""
+    scale = jnp.asarray(_SCALE32, dtype)
+    return (high.astype(dtype) + (low.astype(dtype) + 0.5) * scale) * scale
+
+
+def choose(bits: Array, n: int) -> Array:
+    """Return integers below n (bias below n / 2**32)."""
+    return (bits % np.uint32(n)).astype(jnp.int32)
+
+
+class AbstractMove(eqx.Module):
+    """One kind of proposal. ``words``: how many 32-bit random words a walker needs."""
+
+    words: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def propose(
+        self, bits: Array, key: Any, active: Float[Array, "h p"], others: Float[Array, "h p"]
+    ) -> tuple[Float[Array, "h p"], Float[Array, "h"]]:
+        """Return proposals and log factors; ``bits`` is (words, h) uint32."""
+
+
+class Stretch(AbstractMove):
+    """Goodman and Weare (2010): stretch towards or away from another walker.
+
+    Parameters
+    ----------
+    scale
+        a > 1; z has density proportional to ``1 / sqrt(z)`` on (1/a, a).
+
+    Notes
+    -----
+    ``z = ((a - 1) u + 1)^2 / a``, proposal ``c + z (x - c)``, log factor ``(p - 1) log z``.
+    """
+
+    scale: float = eqx.field(static=True, default=2.0)
+    words: ClassVar[int] = 3
+
+    def __check_init__(self):
+        if not 1 < self.scale < np.inf:
+            raise ModelSpecError(
+                f"stretch_scale={self.scale!r} must be above 1 (2 is the usual value)."
+            )
+
+    def propose(self, bits, key, active, others):
+        del key
+        h, p = active.shape
+        u = unit_fine(bits[0], bits[1], active.dtype)
+        z = ((self.scale - 1) * u + 1) ** 2 / self.scale
+        centre = others[choose(bits[2], h)]
+        return centre + z[:, None] * (active - centre), (p - 1) * jnp.log(z)
+
+
+class DifferentialEvolution(AbstractMove):
+    """ter Braak (2006), Nelson et al. (2013): jump along the difference of two other walkers.
+
+    Parameters
+    ----------
+    gamma
+        Factor of the difference. Default ``2.38 / sqrt(2 p)``.
+    sigma
+        Relative standard deviation of that factor.
+    jump
+        Fraction of proposals with factor 1, which carry walkers between modes.
+    """
+
+    gamma: float | None = eqx.field(static=True, default=None)
+    sigma: float = eqx.field(static=True, default=1e-5)
+    jump: float = eqx.field(static=True, default=0.1)
+    words: ClassVar[int] = 4
+
+    def propose(self, bits, key, active, others):
+        del key
+        h, p = active.shape
+        first = choose(bits[0], h)
+        second = choose(bits[1], h - 1) + 1  # a shift: never the same walker, and no table of pairs
+        second = jnp.where(first + second >= h, first + second - h, first + second)
+        gamma = 2.38 / np.sqrt(2 * p) if self.gamma is None else self.gamma
+        factor = gamma * (1 + self.sigma * jsp.ndtri(unit(bits[2], active.dtype)))
+        factor = jnp.where(unit(bits[3], active.dtype) < self.jump, 1, factor)
+        step = factor[:, None] * (others[first] - others[second])
+        return active + step, jnp.zeros_like(factor)
+
+
+class Snooker(AbstractMove):
+    """ter Braak and Vrugt (2008): jump along the line to another walker.
+
+    The length is ``gamma`` times the difference of two further walkers along that line.
+    """
+
+    gamma: float = eqx.field(static=True, default=1.7)
+    words: ClassVar[int] = 3
+
+    def propose(self, bits, key, active, others):
+        del key
+        h, p = active.shape
+        place = choose(bits[0], h)
+        one = choose(bits[1], h - 1) + 1
+        two = choose(bits[2], h - 2) + 1
+        two = two + (two >= one)  # a third walker: three different shifts of one index
+        centre = others[place]
+        a, b = others[(place + one) % h], others[(place + two) % h]
+        line = active - centre
+        length = jnp.sqrt(jnp.sum(line**2, axis=1))
+        safe = jnp.where(length > 0, length, 1)
+        along = line / safe[:, None]
+        proposal = active + self.gamma * along * jnp.sum(along * (a - b), axis=1)[:, None]
+        new = jnp.sqrt(jnp.sum((proposal - centre) ** 2, axis=1))
+        factor = (p - 1) * (jnp.log(jnp.where(new > 0, new, 1)) - jnp.log(safe))
+        return proposal, jnp.where((length > 0) & (new > 0), factor, -jnp.inf)
+
+
+class Walk(AbstractMove):
+    """Goodman and Weare (2010): a Gaussian step with the covariance of the other walkers.
+
+    Parameters
+    ----------
+    scale
+        Factor of the step. Default ``min(1, 2.38 / sqrt(p))``.
+    """
+
+    scale: float | None = eqx.field(static=True, default=None)
+    words: ClassVar[int] = 1
+
+    def propose(self, bits, key, active, others):
+        del bits
+        h, p = active.shape
+        scale = min(1.0, 2.38 / np.sqrt(p)) if self.scale is None else self.scale
+        noise = jax.random.normal(key, (h, h), active.dtype)
+        centred = others - jnp.mean(others, axis=0, keepdims=True)
+        return active + (scale / np.sqrt(h - 1)) * (noise @ centred), jnp.zeros_like(active[:, 0])
+
+
+class EnsembleSlice(AbstractMove):
+    """Karamanis and Beutler (2021): slice sampling along the difference of two other walkers.
+
+    Parameters
+    ----------
+    scale
+        Width of the first interval in units of the difference.
+    max_steps_out
+        Largest number of widenings, shared at random between the two sides (Neal 2003).
+
+    Notes
+    -----
+    About 5 evaluations per walker and step, which no other move needs, but short autocorrelation.
+    """
+
+    scale: float = eqx.field(static=True, default=1.0)
+    max_steps_out: int = eqx.field(static=True, default=64)
+    words: ClassVar[int] = 5
+
+    def propose(self, bits, key, active, others):
+        raise NotImplementedError("slice moves evaluate the density themselves")
+
+    def direction(self, bits: Array, active: Array, others: Array) -> Array:
+        """Return (h, p) directions."""
+        h = active.shape[0]
+        first = choose(bits[0], h)
+        second = choose(bits[1], h - 1) + 1
+        return self.scale * (others[first] - others[(first + second) % h])
+
+
+BY_NAME = {
+    "stretch": Stretch,
+    "de": DifferentialEvolution,
+    "snooker": Snooker,
+    "walk": Walk,
+    "slice": EnsembleSlice,
+}
+
+
+def read_moves(moves: Any, stretch_scale: Any = 2.0) -> tuple[tuple[AbstractMove, ...], np.ndarray]:
+    """Return moves and their normalised weights.
+
+    Parameters
+    ----------
+    moves
+        None (stretch), a name (``"stretch" "de" "snooker" "walk" "slice"``), a move, or a sequence
+        of these or of pairs (move, weight).
+
+    Raises
+    ------
+    ModelSpecError
+        A name is not known, or a weight is not positive.
+
+    Examples
+    --------
+    >>> moves, weights = read_moves([("de", 3), "snooker"])
+    >>> [type(move).__name__ for move in moves], weights
+    (['DifferentialEvolution', 'Snooker'], array([0.75, 0.25]))
+    """
+    if moves is None:
+        moves = Stretch(float(stretch_scale))
+    if isinstance(moves, str | AbstractMove):
+        moves = [moves]
+    if not isinstance(moves, Sequence) or not len(moves):
+        raise ModelSpecError(f"moves={moves!r}: give a move, a name, or a list of (move, weight).")
+    found, weights = [], []
+    for entry in moves:
+        move, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
+        if isinstance(move, str):
+            if move not in BY_NAME:
+                raise ModelSpecError(
+                    f"moves: {move!r} is not known; use one of {list(BY_NAME)}."
+                    + nearest(move, BY_NAME)
+                )
+            move = Stretch(float(stretch_scale)) if move == "stretch" else BY_NAME[move]()
+        if not isinstance(move, AbstractMove):
+            raise ModelSpecError(f"moves: {move!r} is neither a move nor one of {list(BY_NAME)}.")
+        if not 0 < float(weight) < np.inf:
+            raise ModelSpecError(
+                f"moves: weight {weight!r} of {type(move).__name__} must be positive."
+            )
+        found.append(move)
+        weights.append(float(weight))
+    return tuple(found), np.array(weights) / sum(weights)

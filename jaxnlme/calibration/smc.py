@@ -1,0 +1,209 @@
+"""Tempered sequential Monte Carlo: several modes, and the evidence.
+
+References
+----------
+.. [1] Del Moral, Doucet, Jasra (2006). Sequential Monte Carlo samplers. JRSS B 68.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlme._cache import outer_jit
+from jaxnlme._errors import ModelSpecError, SamplingWarning, warn
+from jaxnlme._typing import Array
+from jaxnlme.calibration.chain import Chain
+from jaxnlme.calibration.gradient import Line, naturals, on_line
+from jaxnlme.calibration.problem import Posterior
+from jaxnlme.numerics.mcmc import map_points
+
+__all__ = ["run_smc"]
+
+MAX_STAGES = 200
+SWEEPS = 12  # of Metropolis steps per stage
+
+
+class _Base(eqx.Module):
+    """Where the particles start: the prior, or a normal density around given points."""
+
+    line: Line
+    mean: Any
+    root: Any  # lower triangle, or None: the prior
+    inverse_root: Any
+    log_det: Any
+
+    def draw(self, key: Any, n: int, dtype: Any) -> Array:
+        if self.root is None:
+            assert isinstance(self.line.density, Posterior)
+            theta = self.line.density.prior.draw(key, n, dtype)
+            return jax.vmap(self.line.to_line)(theta)
+        return self.mean + jax.random.normal(key, (n, self.mean.shape[1]), dtype) @ self.root.T
+
+    def log_prob(self, u: Array) -> Array:
+        """Return the normalised log density of u on the line."""
+        if self.root is None:
+            assert isinstance(self.line.density, Posterior)
+            theta, jacobian = self.line.natural(u)
+            return self.line.density.prior.log_prob(theta) + jacobian
+        z = self.inverse_root @ (u - self.mean[0])
+        p = u.shape[0]
+        return -0.5 * jnp.sum(z**2) - self.log_det - 0.5 * p * np.log(2 * np.pi)
+
+
+def _both(base: _Base, u: Array) -> tuple[Array, Array]:
+    """Return base and target log densities at (n, p) points; -inf where either is not a number."""
+
+    def one(point: Array) -> tuple[Array, Array]:
+        first, second = base.log_prob(point), base.line.log_prob(point)
+        bad = jnp.isnan(first) | jnp.isnan(second)
+        return jnp.where(bad, -jnp.inf, first), jnp.where(bad, -jnp.inf, second)
+
+    return map_points(one, u)
+
+
+def _next_temperature(ratio: Array, temperature: Array, target: float) -> Array:
+    """Largest temperature up to 1 at which the weights' ESS is the target fraction (bisection)."""
+
+    def fraction(t: Array) -> Array:
+        log_w = jnp.where(jnp.isfinite(ratio), (t - temperature) * ratio, -jnp.inf)
+        log_w = log_w - jnp.max(log_w)
+        w = jnp.exp(log_w)
+        return jnp.sum(w) ** 2 / jnp.sum(w**2) / ratio.shape[0]
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        ok = fraction(middle) >= target
+        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
+
+    one = jnp.ones_like(temperature)
+    low, _ = jax.lax.fori_loop(0, 50, halve, (temperature, one))
+    return jnp.where(fraction(one) >= target, one, low)
+
+
+def _stage(base: _Base, carry: Any) -> Any:
+    u, first, second, temperature, evidence, key, stage, _ = carry
+    n, p = u.shape
+    dtype = u.dtype
+    key, resample_key, move_key = jax.random.split(key, 3)
+    ratio = second - first
+    new = _next_temperature(ratio, temperature, 0.5)
+    log_w = jnp.where(jnp.isfinite(ratio), (new - temperature) * ratio, -jnp.inf)
+    top = jnp.max(log_w)
+    w = jnp.exp(log_w - top)
+    evidence = evidence + top + jnp.log(jnp.mean(w))
+    # Systematic resampling.
+    edges = jnp.cumsum(w) / jnp.sum(w)
+    places = (jnp.arange(n, dtype=dtype) + jax.random.uniform(resample_key, (), dtype)) / n
+    index = jnp.clip(jnp.searchsorted(edges, places), 0, n - 1)
+    u, first, second = u[index], first[index], second[index]
+
+    def sweep(k: Any, inner: Any) -> Any:
+        u, first, second, total = inner
+        a, b, c, d = jax.random.split(jax.random.fold_in(move_key, k), 4)
+        i = jax.random.randint(a, (n,), 0, n)
+        j = (i + jax.random.randint(b, (n,), 1, n)) % n
+        # Differences of particles before the move: their covariance and, at factor 1, their modes.
+        gamma = jnp.where(k % 4 == 3, 1.0, 2.38 / np.sqrt(2 * p)).astype(dtype)
+        factor = gamma * jnp.exp(0.5 * jax.random.normal(d, (n, 1), dtype))
+        factor = jnp.where(k % 4 == 3, jnp.ones_like(factor), factor)
+        new_u = u + factor * (frozen[i] - frozen[j])
+        new_first, new_second = _both(base, new_u)
+
+        def tempered(a: Array, b: Array) -> Array:
+            value = a + new * (b - a)
+            return jnp.where(jnp.isfinite(a) & jnp.isfinite(b), value, -jnp.inf)
+
+        log_u = jnp.log(jax.random.uniform(c, (n,), dtype))
+        ok = log_u < tempered(new_first, new_second) - tempered(first, second)
+        total = total + jnp.mean(ok)
+        return (
+            jnp.where(ok[:, None], new_u, u),
+            jnp.where(ok, new_first, first),
+            jnp.where(ok, new_second, second),
+            total,
+        )
+
+    frozen = u
+    zero = jnp.zeros((), dtype)
+    u, first, second, total = jax.lax.fori_loop(0, SWEEPS, sweep, (u, first, second, zero))
+    return u, first, second, new, evidence, key, stage + 1, total / SWEEPS
+
+
+@functools.partial(outer_jit, static_argnums=(0, 1))
+def _smc(n: int, runs: int, base: _Base, key: Any) -> Any:
+    def one(own: Any) -> Any:
+        first_key, key = jax.random.split(own)
+        u = base.draw(first_key, n, jnp.float64)
+        first, second = _both(base, u)
+        zero = jnp.zeros((), jnp.float64)
+        carry = (u, first, second, zero, zero, key, 0, zero)
+        carry = jax.lax.while_loop(
+            lambda c: (c[3] < 1) & (c[6] < MAX_STAGES), lambda c: _stage(base, c), carry
+        )
+        u, _, _, temperature, evidence, _, stages, accepted = carry
+        theta, value = naturals(base.line, u)
+        return theta, value, evidence, stages, accepted, temperature
+
+    return jax.lax.map(one, jax.random.split(key, runs))
+
+
+def run_smc(line: Line, init: Any, key: Any, n: int, runs: int, priors: Any) -> Chain:
+    """Run several independent SMC samplers; a chain with one row per particle, one walker per run.
+
+    Raises
+    ------
+    ModelSpecError
+        Too few particles, or no reference distribution.
+    """
+    p = len(line.names)
+    if n < 20 * p:
+        raise ModelSpecError(f"num_steps={n} particles are too few; at least {20 * p}.")
+    if init is None:
+        if not isinstance(line.density, Posterior):
+            raise ModelSpecError("init= is needed: points around which SMC starts.")
+        base = _Base(line, None, None, None, None)
+    else:
+        points = np.asarray(init, float)
+        u = np.asarray(on_line(line, points))
+        if len(u) < 2 * p or not np.isfinite(u).all():
+            raise ModelSpecError(f"init: at least {2 * p} points inside the bounds are needed.")
+        covariance = 4 * np.cov(u.T).reshape(p, p)  # wider than the points: weights stay bounded
+        root = np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) / p * np.eye(p))
+        log_det = float(np.log(np.diag(root)).sum())
+        base = _Base(line, u.mean(0, keepdims=True), root, np.linalg.inv(root), log_det)
+    theta, value, evidence, stages, accepted, temperature = (
+        np.asarray(a) for a in _smc(int(n), int(runs), base, key)
+    )
+    if not (temperature >= 1).all():
+        warn(
+            f"SMC: {int((temperature < 1).sum())} of {runs} runs did not reach the posterior in "
+            f"{MAX_STAGES} stages.",
+            SamplingWarning,
+        )
+    # log of the mean of the runs' evidences: their mean is unbiased, that of their logs is not.
+    top = evidence.max()
+    weights = np.exp(evidence - top)
+    log_evidence = float(top + np.log(weights.mean()))
+    se = float(weights.std(ddof=1) / np.sqrt(runs) / weights.mean()) if runs > 1 else float("nan")
+    return Chain(
+        np.swapaxes(theta, 0, 1),
+        value.T,
+        line.names,
+        acceptance_fractions=accepted,
+        ensemble=np.arange(runs),
+        info={
+            "method": "smc",
+            "log_evidence": log_evidence,
+            "log_evidence_se": se,
+            "log_evidences": evidence.tolist(),
+            "stages": np.asarray(stages).tolist(),
+        },
+        priors=priors,
+    )

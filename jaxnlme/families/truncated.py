@@ -1,0 +1,227 @@
+"""Truncated responses: values outside bounds were never recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlme._errors import DataError, ModelSpecError
+from jaxnlme._typing import Array
+from jaxnlme.families._base import AbstractFamily, Prepared
+from jaxnlme.families._bounds import (
+    bound_values,
+    check_order,
+    inner_family,
+    log_between,
+    read_bound,
+)
+from jaxnlme.numerics.special import log1mexp
+
+
+class Truncated(AbstractFamily):
+    """A family given that its values lie in ``[lower, upper]``, both inclusive.
+
+    Parameters
+    ----------
+    family
+        The untruncated family or its name; a family with a dispersion takes its full-likelihood form.
+    lower, upper
+        Numbers, or names of columns (deductibles that vary by row; NaN: no bound). Zero-truncated counts are
+        ``lower=1``; the number ``lower=0``, which would leave no count out, is read as the same.
+
+    Notes
+    -----
+    Fitted values are means of the untruncated variable ("the mean of all claims"). Columns of bounds follow the
+    value in the rows of ``y``. ``Censored(Truncated("gamma", lower="deductible"), right="limit")`` gives
+    severities with deductibles and limits.
+
+    Raises
+    ------
+    ModelSpecError
+        No bound was given.
+    DataError
+        A response outside its bounds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.float32(1.0)
+    >>> round(float(Truncated("poisson", lower=1).log_prob(one, one)), 4)
+    -0.5413
+    """
+
+    base: AbstractFamily
+    lower: Any = eqx.field(static=True)
+    upper: Any = eqx.field(static=True)
+
+    name = "truncated"
+
+    def __init__(self, family: Any, *, lower: Any = None, upper: Any = None) -> None:
+        self.base = inner_family("Truncated", family)
+        self.lower, self.upper = read_bound(lower, "lower"), read_bound(upper, "upper")
+        if self.lower is None and self.upper is None:
+            raise ModelSpecError(
+                "Truncated(): no bound given. Use lower= or upper= (numbers or columns), both inclusive."
+            )
+        if self.base.discrete and self.lower == 0:
+            self.lower = 1.0
+        numbers = not isinstance(self.lower, str) and not isinstance(self.upper, str)
+        if numbers and None not in (self.lower, self.upper) and self.lower >= self.upper:
+            raise ModelSpecError(
+                f"Truncated(lower={self.lower:g}, upper={self.upper:g}): lower must be below upper."
+            )
+
+    @property
+    def columns(self):
+        return (
+            *(v for v in (self.lower, self.upper) if isinstance(v, str)),
+            *self.base.columns,
+        )
+
+    @property
+    def default_link(self):
+        return self.base.default_link
+
+    @property
+    def links(self):
+        return self.base.links
+
+    @property
+    def parameters(self):
+        return self.base.parameters
+
+    @property
+    def formulas(self):
+        return self.base.formulas
+
+    @property
+    def discrete(self):
+        return self.base.discrete
+
+    @property
+    def dispersion_name(self):
+        return self.base.dispersion_name
+
+    @property
+    def response_width(self):
+        given = sum(isinstance(v, str) for v in (self.lower, self.upper))
+        return given + self.base.response_width
+
+    def valid(self, mu, *others):
+        return self.base.valid(mu, *others)
+
+    def _parts(self, y: Array, mu: Array) -> tuple[Array, Array, Array]:
+        """The value with the base's rows, and both bounds (lower exclusive) with them: (d, ...)."""
+        rows = [y] if self.response_width == 1 else list(y)
+        value, rest = rows[0], rows[1:]
+        bounds = []
+        for bound, missing in ((self.lower, -np.inf), (self.upper, np.inf)):
+            if isinstance(bound, str):
+                bounds.append(rest.pop(0))
+            else:
+                bounds.append(jnp.full_like(mu, missing if bound is None else bound))
+        low, high = bounds
+        low = low - 1 if self.base.discrete else low
+        return tuple(jnp.stack([row, *rest]) for row in (value, low, high))  # type: ignore[return-value]
+
+    def _point(self, rows: Array) -> Array:
+        return rows if rows.shape[0] > 1 else rows[0]
+
+    def _log_inside(self, low: Array, high: Array, mu: Array, others: tuple) -> Array:
+        """``log P(lower <= Y <= upper)``."""
+        if self.base.discrete and self.lower == 1 and self.upper is None:
+            zero = self._point(jnp.zeros_like(low).at[1:].set(low[1:]))
+            return log1mexp(self.base.log_prob(zero, mu, *others))
+        return log_between(self.base, low, high, mu, others)
+
+    def log_prob(self, y, mu, *others):
+        value, low, high = self._parts(y, mu)
+        inside = self._log_inside(low, high, mu, others)
+        return self.base.log_prob(self._point(value), mu, *others) - inside
+
+    def log_cdf(self, y, mu, *others):
+        value, low, high = self._parts(y, mu)
+        total = self._log_inside(low, high, mu, others)
+        top = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
+        return log_between(self.base, low, top, mu, others) - total
+
+    def log_survival(self, y, mu, *others):
+        value, low, high = self._parts(y, mu)
+        total = self._log_inside(low, high, mu, others)
+        bottom = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
+        return log_between(self.base, bottom, high, mu, others) - total
+
+    def mean(self, mu, *others):
+        return self.base.mean(mu, *others)
+
+    def variance_of(self, mu, *others):
+        return self.base.variance_of(mu, *others)
+
+    def start_mean(self, y, weights):
+        return self.base.start_mean(self._base_rows(y), weights)
+
+    def start_others(self, y, weights):
+        return self.base.start_others(self._base_rows(y), weights)
+
+    def _base_rows(self, y):
+        given = sum(isinstance(v, str) for v in (self.lower, self.upper))
+        if self.response_width == 1:
+            return y
+        return y[0] if self.base.response_width == 1 else jnp.concatenate([y[:1], y[1 + given :]])
+
+    def read_response(self, response):
+        prepared = self.base.read_response(response)
+        rows = [prepared.y] if prepared.y.ndim == 1 else list(prepared.y)
+        low, high = np.full(len(rows[0]), -np.inf), np.full(len(rows[0]), np.inf)
+        if self.lower is not None:
+            low, _ = bound_values(self.lower, response, "lower", -np.inf)
+        if self.upper is not None:
+            high, _ = bound_values(self.upper, response, "upper", np.inf)
+        if low is None or high is None:
+            raise DataError("Truncated(): a column of bounds must hold numbers, not booleans.")
+        check_order(low, high, f"truncation of {response.name!r}", response)
+        outside = (rows[0] < low) | (rows[0] > high)
+        dataclasses.replace(response, values=rows[0]).refuse(
+            outside,
+            "lies outside its truncation bounds",
+            "Values outside [lower, upper] cannot have been recorded; zero-truncated counts start at 1.",
+        )
+        named = [
+            values
+            for bound, values in ((self.lower, low), (self.upper, high))
+            if isinstance(bound, str)
+        ]
+        learned = eqx.tree_at(lambda f: f.base, self, prepared.family)
+        every = [rows[0], *named, *rows[1:]]
+        return Prepared(learned, every[0] if len(every) == 1 else np.stack(every), prepared.weights)
+
+    def _ends(self, mu: Any, others: tuple) -> tuple[Any, Any]:
+        """Probabilities of the base below and up to the bounds, for bounds that are numbers."""
+        if isinstance(self.lower, str) or isinstance(self.upper, str):
+            raise ModelSpecError(
+                "a truncated family whose bounds are columns has no distribution function for new rows."
+            )
+        step = 1 if self.base.discrete else 0
+        full = np.ones_like(np.asarray(mu, float))
+        low = (
+            0 * full
+            if self.lower is None
+            else self.base.cdf((self.lower - step) * full, mu, *others)
+        )
+        high = full if self.upper is None else self.base.cdf(self.upper * full, mu, *others)
+        return low, high
+
+    def cdf(self, y, mu, *others, weights=None):
+        low, high = self._ends(mu, others)
+        return np.clip((self.base.cdf(y, mu, *others) - low) / (high - low), 0, 1)
+
+    def quantile(self, p, mu, *others, weights=None):
+        low, high = self._ends(mu, others)
+        return self.base.quantile(low + np.asarray(p) * (high - low), mu, *others)
+
+    def sample(self, rng, weights, mu, *others):
+        return self.quantile(1 - rng.random(np.shape(mu)), mu, *others)
