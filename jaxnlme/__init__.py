@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what _LAZY does at run time, for editors and type checkers
     from jaxnlme.api.glm import fit_glm
     from jaxnlme.api.matlab import nlmefit
     from jaxnlme.api.nlme import fit_nlme
+    from jaxnlme.design.bases import bs, ns
     from jaxnlme.results import anova
     from jaxnlme.results.compare import compare, table
     from jaxnlme.results.glm_anova import drop1, step
@@ -80,6 +81,7 @@ __all__ = [
     "SingularFitWarning",
     "anova",
     "batch",
+    "bs",
     "compare",
     "datasets",
     "design",
@@ -95,6 +97,7 @@ __all__ = [
     "mixed",
     "nlme",
     "nlmefit",
+    "ns",
     "penalties",
     "priors",
     "selfstart",
@@ -108,6 +111,7 @@ _LAZY = {
     "RESULTS": "_results:RESULTS",
     "anova": "results:anova",
     "batch": "batch",
+    "bs": "design.bases:bs",
     "compare": "results.compare:compare",
     "datasets": "datasets",
     "design": "design",
@@ -123,6 +127,7 @@ _LAZY = {
     "mixed": "mixed",
     "nlme": "nlme",
     "nlmefit": "api.matlab:nlmefit",
+    "ns": "design.bases:ns",
     "penalties": "penalties",
     "priors": "priors",
     "selfstart": "structural.selfstart",
@@ -134,10 +139,10 @@ _LAZY = {
 # Names of the public interface that are planned. Move one to _LAZY when it works.
 _NOT_BUILT = frozenset(
     """
-    ChunkSource KFold GroupKFold StratifiedKFold TargetEncoder apply_target_encoding bs
+    ChunkSource KFold GroupKFold StratifiedKFold TargetEncoder apply_target_encoding
     calibration comparisons compat cross_val_score cv_glm explore_data
     fit_by fit_gam fit_mixed forecast gam glm_path gnls grid hypotheses lasso_path
-    load nls nls_list nlmefitsa ns plot_all_smooths plot_smooth pool predictions
+    load nls nls_list nlmefitsa plot_all_smooths plot_smooth pool predictions
     r sklearn slopes smooths target_encode warm_up
     """.split()
 )

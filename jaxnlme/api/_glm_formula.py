@@ -55,7 +55,7 @@ def read_formula_model(
         values=values, weights=np.ones(n) if w is None else w, weighted=w is not None, levels=levels,
         column=column_reader(used), name=lhs, rows=rows,
     )  # fmt: skip
-    spec = learn_design(rhs, used)
+    spec = learn_design(rhs, table, rows=rows)
 
     def build(keep: np.ndarray | None) -> HostDesign:
         if keep is not None or n <= BLOCK:

@@ -209,7 +209,7 @@ def finish(
                 raise FormulaError(
                     f"parameters[{parameter.name!r}]={formula!r} has a left side; write {'~ ' + right!r}."
                 )
-            shared[formula] = fixed_design(right, used)
+            shared[formula] = fixed_design(right, table, rows=rows)
         others.append(shared[formula][0])
         matrices.append(shared[formula][1])
     spec = GLMSpec(

@@ -14,6 +14,8 @@ from jaxnlme.api._glm_formula import read_formula_model
 from jaxnlme.api._glm_warnings import check_fit
 from jaxnlme.api._nlme_fit import check_numbers
 from jaxnlme.api._nlme_options import refuse_unknown
+from jaxnlme.design.expressions import Name, deparse
+from jaxnlme.design.frames import read_frame
 from jaxnlme.design.terms_dict import formula_from_terms
 from jaxnlme.results.glm import GLMResults, make_results
 
@@ -137,7 +139,10 @@ def fit_glm(
             raise ModelSpecError(
                 "terms= takes the place of the formula and needs response= and data=."
             )
-        model = f"{response} ~ {formula_from_terms(terms, interactions)}"
+        if data is None:
+            raise DataError("data is missing: terms= needs a frame or a dict of arrays as data=.")
+        right = formula_from_terms(terms, interactions, read_frame(data))
+        model = f"{deparse(Name(response))} ~ {right}"
     elif interactions is not None or response is not None:
         raise ModelSpecError(
             "interactions= and response= go with terms=; write them into the formula."

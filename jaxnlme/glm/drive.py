@@ -49,6 +49,7 @@ class HostDesign:
     blocks: Blocks
     order: np.ndarray
     n: int
+    finite: bool = True  # False: some value may be missing or infinite
 
     @property
     def width(self) -> int:
@@ -81,13 +82,13 @@ def host_design(X: np.ndarray, *, constant: bool = False) -> HostDesign:
     n, p = X.shape
     first = int(constant)
     if n <= BLOCK:
-        dense = np.zeros((1, p + first, bucket(n)))
+        dense, finite = np.zeros((1, p + first, bucket(n))), bool(np.all(np.isfinite(X)))
         dense[0, first:, :n] = X.T
     else:
-        dense = host_blocks(X, rows=BLOCK * num_blocks(n), lead=first)
+        dense, finite = host_blocks(X, rows=BLOCK * num_blocks(n), lead=first)
     if constant:
         dense[:, 0] = 1.0
-    return HostDesign(Blocks(dense), np.arange(p + first), n)
+    return HostDesign(Blocks(dense), np.arange(p + first), n, finite)
 
 
 def num_blocks(n: int) -> int:

@@ -150,6 +150,9 @@ class IRLS(eqx.Module):
         decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
         ratio = jnp.where(jnp.isfinite(state.decrement), decrement / state.decrement, jnp.inf)
         smooth = ratio < _SLOW
+        given = jnp.zeros((), bool)
+        if not has_newton(layout):  # the matrix to begin with may do for another step
+            given = jnp.isinf(state.decrement) & ~state.want_gram
         limit = self.threshold(new.scale, trial, new.gram)
         # the step at hand is still taken: a fit that converges quadratically is then at the optimum
         small = (decrement <= limit) | (smooth & (decrement <= _NEARLY * limit))
@@ -161,7 +164,7 @@ class IRLS(eqx.Module):
         else:
             report, newton = jnp.ones((), bool), jnp.zeros((), bool)
         soon = smooth & (decrement * ratio <= _NEARLY * limit)
-        want = small | ~smooth | soon if self.lazy else jnp.ones((), bool)
+        want = small | ~(smooth | given) | soon if self.lazy else jnp.ones((), bool)
         accepted = IRLSState(
             objective=new.objective,
             score=new.score,
@@ -226,7 +229,7 @@ def damped_solve(
     diagonal = jnp.abs(jnp.diagonal(a))
     largest = jnp.max(diagonal, initial=0.0)
     tiny = jnp.finfo(dtype).tiny
-    empty = diagonal <= jnp.finfo(dtype).eps ** 2 * largest
+    empty = diagonal <= tiny
     scale = jnp.sqrt(jnp.where(empty, jnp.maximum(largest, tiny), diagonal))
     used = free
     both = used[:, None] & used[None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
+import numpy as np
 
 from jaxnlme._typing import Array
 from jaxnlme.families import AbstractFamily, as_family
@@ -85,8 +85,8 @@ class GLMProblem(eqx.Module):
         self.family = as_family(family)
         self.link = fit_link(self.family, link)
         shape = y.shape[1:] if self.family.response_width > 1 else y.shape
-        self.weights = jnp.ones(shape, y.dtype) if weights is None else weights
-        self.offset = jnp.zeros(shape, y.dtype) if offset is None else offset
+        self.weights = np.ones(shape, y.dtype) if weights is None else weights
+        self.offset = np.zeros(shape, y.dtype) if offset is None else offset
         self.penalty = NoPenalty() if penalty is None else penalty
         self.others = _default_others(self.family, shape, y.dtype) if others is None else others
         self.lower, self.upper = lower, upper
@@ -99,8 +99,8 @@ class GLMProblem(eqx.Module):
 
 def _default_others(family: AbstractFamily, shape, dtype) -> tuple[Predictor, ...]:
     constant = (
-        Blocks(jnp.ones((shape[0], 1, shape[1]), dtype))
+        Blocks(np.ones((shape[0], 1, shape[1]), dtype))
         if len(shape) == 2
-        else jnp.ones((*shape, 1), dtype)
+        else np.ones((*shape, 1), dtype)
     )
     return tuple(Predictor(None if p.formula == "mean" else constant) for p in family.parameters)

@@ -143,23 +143,28 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def host_blocks(X: np.ndarray, *, rows: int | None = None, lead: int = 0) -> np.ndarray:
+def host_blocks(
+    X: np.ndarray, *, rows: int | None = None, lead: int = 0
+) -> tuple[np.ndarray, bool]:
     """Lay out a host matrix (n, p) as (k, lead + p, 512), padded with zeros to ``rows`` rows (default: n).
 
-    The first ``lead`` columns are left for the caller to fill.
+    The first ``lead`` columns are left for the caller to fill. Also says whether the values are finite (False
+    may be an overflow of their sum).
     """
     n, p = X.shape
     k = -(-max(rows or n, 1) // BLOCK)
     out = aligned((k, lead + p, BLOCK))
-    full = n // BLOCK
-    for at in range(0, full, 64):  # reshaping a strided matrix copies: do it in small pieces
-        end = min(at + 64, full)
+    full, total = n // BLOCK, 0.0
+    for at in range(0, full, 16):  # small pieces: summed while they are in the cache
+        end = min(at + 16, full)
         piece = X[at * BLOCK : end * BLOCK].reshape(end - at, BLOCK, p)
         np.copyto(out[at:end, lead:], piece.transpose(0, 2, 1))
+        total += float(np.sum(out[at:end, lead:]))
     out[full:] = 0
     if n > full * BLOCK:
         out[full, lead:, : n - full * BLOCK] = X[full * BLOCK :].T
-    return out
+        total += float(np.sum(X[full * BLOCK :]))
+    return out, bool(np.isfinite(total))
 
 
 def host_rows(values: np.ndarray, num_blocks: int, fill: float | None = None) -> np.ndarray:

@@ -58,10 +58,12 @@ class ChainPlots:
         chain = self._chain
         return np.arange(discard, len(chain)) * chain.thinning
 
-    def _panels(self, count: int, axes: Any, what: str, size: tuple[float, float]) -> np.ndarray:
+    def _panels(
+        self, count: int, axes: Any, what: str, size: tuple[float, float], sharex: bool = True
+    ) -> np.ndarray:
         if axes is not None:
             return given_axes(axes, [count], what)
-        return new_axes(count, 1, (size[0], size[1] * count + 0.5), sharex=True).ravel()
+        return new_axes(count, 1, (size[0], size[1] * count + 0.5), sharex=sharex).ravel()
 
     def trace(self, params: Any = None, *, discard: int = 0, axes: Any = None) -> np.ndarray:
         """Draw each walker over the steps, and the mean of the walkers."""
@@ -211,10 +213,7 @@ class ChainPlots:
                                  "sampled from a function).")  # fmt: skip
         names = self._names(params)
         known = dict(zip(chain.param_names, priors.priors, strict=True))
-        panels = self._panels(len(names), axes, "prior_posterior", (5.0, 1.6))
-        if axes is None:
-            for ax in panels:
-                ax.sharex(ax)
+        panels = self._panels(len(names), axes, "prior_posterior", (5.0, 1.6), sharex=False)
         for ax, name in zip(panels, names, strict=True):
             x = chain[name][discard:].ravel()
             low, high = (float(v) for v in known[name].icdf(np.array([0.01, 0.99])))

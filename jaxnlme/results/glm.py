@@ -235,8 +235,11 @@ class GLMResults:
 
     @property
     def rank(self) -> int:
-        """Number of coefficients that were estimated, nuisance scalars not counted."""
-        return int(np.sum(self._host.estimated[self._shown]))
+        """Number of coefficients that were estimated, nuisance scalars not counted (free directions, if tied)."""
+        shown = self._shown
+        if self._problem.constraint is not None:
+            return int(np.linalg.matrix_rank(self._bread[np.ix_(shown, shown)]))
+        return int(np.sum(self._host.estimated[shown]))
 
     @property
     def df_model(self) -> int:

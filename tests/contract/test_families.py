@@ -331,9 +331,16 @@ def _slopes(tail, family, y, parameters):
     return jax.grad(total)(parameters)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, c in CASES.items() if has_tails(c.family) and not c.family.has_dispersion]
-)
+QUICK = {"gaussian_sigma", "poisson", "negative_binomial_theta", "gamma_dispersion"}
+
+
+def tail_cases():
+    for name, case in CASES.items():
+        if has_tails(case.family) and not case.family.has_dispersion:
+            yield name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(tail_cases()))
 def test_traced_tails(name):
     """log P(Y <= y) and log P(Y > y) against scipy, 1e-9; derivatives by differences, 1e-5."""
     case = CASES[name]
