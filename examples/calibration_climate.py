@@ -9,17 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxnlme.calibration import (
-    Bound,
-    EnsembleSampler,
-    LogNormal,
-    ModelRunner,
-    Normal,
-    ParameterSet,
-    PointEstimator,
-    Target,
-    Uniform,
-)
+import jaxnlme.calibration as cal
 from jaxnlme.structural.two_layer import TwoLayer
 
 TRUTH = {"lam": 1.3, "gamma": 0.8, "C": 8.0, "Cd": 110.0}
@@ -30,25 +20,27 @@ def main():
     years = np.arange(1750, 2020)
     forcing = 3.2 * np.exp((years - 2019) / 45.0)
     model = TwoLayer(forcing, start=1750)
-    runner = ModelRunner(model, output_variables=["T", "H"], times=model.times)
+    runner = cal.ModelRunner(model, output_variables=["T", "H"], times=model.times)
     seen = {v: y[100:] for v, y in runner.run(TRUTH).items()}
     times = model.times[100:]
     T = seen["T"] + 0.1 * rng.normal(size=len(times))
     H = seen["H"] + 4.0 * rng.normal(size=len(times))
 
-    parameters = ParameterSet({
-        "lam": Bound(Normal(1.2, 0.5), lower=0.2, upper=3.0),
-        "gamma": Uniform(0.2, 2.0),
-        "C": LogNormal(np.log(8), 0.4),
-        "Cd": LogNormal(np.log(100), 0.5),
+    parameters = cal.ParameterSet({
+        "lam": cal.Bound(cal.Normal(1.2, 0.5), lower=0.2, upper=3.0),
+        "gamma": cal.Uniform(0.2, 2.0),
+        "C": cal.LogNormal(np.log(8), 0.4),
+        "Cd": cal.LogNormal(np.log(100), 0.5),
     })  # fmt: skip
-    target = Target().add_variable("T", times, T, 0.1).add_variable("H", times, H, 4.0)
+    target = cal.Target().add_variable("T", times, T, 0.1).add_variable("H", times, H, 4.0)
     target = target.with_reference_period(1850, 1900)  # anomalies: the datum is unknown
 
-    best = PointEstimator(parameters, target, runner).optimize(n_restarts=4, n_samples=200)
+    best = cal.PointEstimator(parameters, target, runner).optimize(n_restarts=4, n_samples=200)
     print("best fit  " + "  ".join(f"{k} {v:.3f}" for k, v in best.best_params.items()))
 
-    sampler = EnsembleSampler(parameters, target, runner, moves=["de", "stretch"], n_ensembles=4)
+    sampler = cal.EnsembleSampler(
+        parameters, target, runner, moves=["de", "stretch"], n_ensembles=4
+    )
     start = sampler.initialize("ball", center=best.best_params, radius=[0.1, 0.05, 0.5, 5.0])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "climate.chain"

@@ -1,4 +1,4 @@
-"""Eight schools: NUTS against sequential Monte Carlo, which also gives the evidence.
+"""Eight schools: the ensemble sampler against sequential Monte Carlo, which also gives the evidence.
 
 Run it: python3 dev.py run python examples/calibration_eight_schools.py
 """
@@ -33,12 +33,14 @@ def main():
     target = Target().add_variable("effect", np.arange(8), EFFECT, ERROR)
     posterior = make_posterior(parameters, target, ModelRunner(schools))
 
-    nuts = sample(posterior, method="nuts", num_steps=2000, num_warmup=500, key=1)
     smc = sample(posterior, method="smc", num_steps=4000, key=2)
+    # Draws from the prior would start walkers far out in the tail of tau.
+    init = smc.flat_samples()[::500]
+    chain = sample(posterior, init=init, moves="de", num_steps=20_000, thin=10, progress=False)
     for name in ("mu", "tau"):
+        a, b = chain[name][200:], smc[name]
         print(
-            f"{name:4s} NUTS {nuts[name].mean():.2f} +- {nuts[name].std():.2f}   "
-            f"SMC {smc[name].mean():.2f} +- {smc[name].std():.2f}"
+            f"{name:4s} ensemble {a.mean():.2f} +- {a.std():.2f}   SMC {b.mean():.2f} +- {b.std():.2f}"
         )
     print(f"log evidence {smc.info['log_evidence']:.2f}")
 

@@ -1,22 +1,12 @@
 """Hare and lynx, 1900-1920: the predator-prey equations, calibrated to both pelts.
 
-Log-normal errors whose standard deviations are parameters; NUTS and the ensemble sampler agree.
+Log-normal errors whose standard deviations are parameters; four independent ensembles.
 Run it: python3 dev.py run python examples/calibration_hare_lynx.py
 """
 
 import numpy as np
 
-from jaxnlme.calibration import (
-    Bound,
-    LogNormal,
-    LogNormalLikelihood,
-    ModelRunner,
-    Normal,
-    ParameterSet,
-    Target,
-    make_posterior,
-    sample,
-)
+import jaxnlme.calibration as cal
 from jaxnlme.structural.predator_prey import PredatorPrey
 
 # Thousands of pelts, Hudson's Bay Company (Carpenter 2018).
@@ -28,27 +18,30 @@ LYNX = [4, 6.1, 9.8, 35.2, 59.4, 41.7, 19, 13, 8.3, 9.1, 7.4, 8, 12.3, 19.5, 45.
 
 def main():
     times = np.arange(21.0)
-    parameters = ParameterSet()
+    parameters = cal.ParameterSet()
     for name, loc, scale in (("alpha", 1, 0.5), ("beta", 0.05, 0.05), ("gamma", 1, 0.5),
                              ("delta", 0.05, 0.05)):  # fmt: skip
-        parameters.add(name, Bound(Normal(loc, scale), lower=0))
+        parameters.add(name, cal.Bound(cal.Normal(loc, scale), lower=0))
     for name in ("u0", "v0"):
-        parameters.add(name, LogNormal(np.log(10), 1))
+        parameters.add(name, cal.LogNormal(np.log(10), 1))
     for name in ("sigma_u", "sigma_v"):
-        parameters.add(name, LogNormal(-1, 1))
-    target = Target().add_variable("prey", times, HARE, "sigma_u")
+        parameters.add(name, cal.LogNormal(-1, 1))
+    target = cal.Target().add_variable("prey", times, HARE, "sigma_u")
     target.add_variable("predator", times, LYNX, "sigma_v")
-    runner = ModelRunner(PredatorPrey(times), times=times)
-    posterior = make_posterior(parameters, target, runner, LogNormalLikelihood())
+    runner = cal.ModelRunner(PredatorPrey(times), times=times)
+    posterior = cal.make_posterior(parameters, target, runner, cal.LogNormalLikelihood())
 
-    nuts = sample(posterior, method="nuts", num_steps=1000, num_warmup=500, key=1)
-    start = nuts.flat_samples()[::125]  # 32 walkers
-    walkers = sample(posterior, init=start, moves="de", num_steps=15_000, thin=10, progress=False)
-    print("parameter   NUTS            ensemble")
-    for k, name in enumerate(posterior.names):
-        a, b = nuts.flat_samples()[:, k], walkers.flat_samples(100)[:, k]
-        print(f"{name:9s} {a.mean():8.4f} {a.std():.4f}  {b.mean():8.4f} {b.std():.4f}")
-    print(f"divergences {nuts.info['divergences']}, NUTS converged: {nuts.is_converged()}")
+    start = cal.PointEstimator(parameters, target, runner, cal.LogNormalLikelihood()).optimize(
+        "NelderMead", n_restarts=4, n_samples=2000, polish=False
+    )
+    rng = np.random.default_rng(0)
+    init = np.array(list(start.best_params.values())) * np.exp(0.05 * rng.normal(size=(128, 8)))
+    chain = cal.sample(posterior, init=init, n_ensembles=4, moves=["de", "snooker"], num_steps=20_000,
+                   thin=10, progress=False)  # fmt: skip
+    for name in posterior.names:
+        x = chain[name][200:]
+        print(f"{name:8s} {x.mean():8.4f} +- {x.std():.4f}")
+    print(f"converged: {chain.is_converged(discard=200)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlme._errors import ModelSpecError
-from jaxnlme._typing import Float
+from jaxnlme._typing import Array, Float
 
 
 class AbstractPenalty(eqx.Module):

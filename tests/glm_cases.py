@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+
 from helpers import REFERENCE, reference
 
 FAMILIES = {
@@ -90,7 +91,9 @@ def options(case: dict[str, Any]) -> dict[str, Any]:
         found["family"] = jn.families.Tweedie(power=case["var_power"])
         found["link"] = "log" if power == 0 else jn.links.Power(power)
     if isinstance(found["link"], str) and found["link"].startswith("mu^"):
-        found["link"] = jn.links.Power(1 / 3 if found["link"] == "mu^0.333" else float(found["link"][3:]))
+        found["link"] = jn.links.Power(
+            1 / 3 if found["link"] == "mu^0.333" else float(found["link"][3:])
+        )
     for role in ("weights", "offset"):
         if isinstance(case.get(role), list):
             found[role] = f".{role}"
@@ -112,4 +115,6 @@ def fitted(name: str, key: str) -> Any:
 
 def numbers(values: Any) -> np.ndarray:
     """R's vector with null for NA."""
-    return np.atleast_1d(np.array([np.nan if v is None else v for v in np.atleast_1d(values)], float))
+    return np.atleast_1d(
+        np.array([np.nan if v is None else v for v in np.atleast_1d(values)], float)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +18,7 @@ from jaxnlme.numerics.special import log_diff_exp
 def inner_family(call: str, family: Any) -> AbstractFamily:
     """The full-likelihood form of a family that has both tails, or ModelSpecError."""
     base = as_family(family).full_likelihood()
-    if type(base).log_cdf is AbstractFamily.log_cdf:
+    if type(base).log_tails is AbstractFamily.log_tails or not base.has_likelihood:
         raise ModelSpecError(
             f"{call}({base.name!r}): this family has no distribution function to differentiate. Families that have "
             "one: gaussian, lognormal, student_t, gamma, inverse_gaussian, beta, poisson, negative_binomial, "
@@ -52,32 +53,48 @@ def bound_values(bound: float | str, response: Response, argument: str, missing:
 
 
 def log_between(family: AbstractFamily, low: Array, high: Array, mu: Array, others: tuple) -> Array:
-    """``log P(low < Y <= high)`` from the tail where it is accurate; bounds may be infinite."""
-    no_low, no_high = jnp.isneginf(low[0]), jnp.isposinf(high[0])
-    safe_low = low.at[0].set(jnp.where(no_low, jnp.where(no_high, 1, high[0]), low[0]))
-    safe_high = high.at[0].set(jnp.where(no_high, safe_low[0], high[0]))
-    shape = _strip(safe_low), _strip(safe_high)
-    below_low, above_low = _tails(family, shape[0], mu, others)
-    below_high, above_high = _tails(family, shape[1], mu, others)
-    upper = above_low < below_high  # both ends lie in the upper tail
-    minus = jnp.full_like(mu, -jnp.inf)
-    first = jnp.where(upper, above_low, below_high)
-    second = jnp.where(upper, above_high, below_low)
-    both = ~no_low & ~no_high
-    wide = both & (first > second)
+    """``log P(low < Y <= high)`` from the tail where it is accurate; bounds (d, ...) may be infinite."""
+    return log_stretches(family, (low, high), mu, others)[0]
+
+
+def log_stretches(
+    family: AbstractFamily, bounds: tuple[Array, ...], mu: Array, others: tuple
+) -> list[Array]:
+    """``log P(a < Y <= b)`` for each neighbouring pair of rising bounds, and last from the first to the last.
+
+    One traced call of the family's tails for all bounds: they are the expensive part to compile.
+    """
+    low, high = bounds[0][0], bounds[-1][0]
+    finite = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 1))
+    points = jnp.stack(
+        bounds
+    )  # an open end must not reach the tails, whose derivative it would spoil
+    points = points.at[:, 0].set(jnp.where(jnp.isinf(points[:, 0]), finite, points[:, 0]))
+    below, above = jax.vmap(lambda y: family.log_tails(_strip(y), mu, *others))(points)
+    pairs = [(k, k + 1) for k in range(len(bounds) - 1)]
+    pairs += [(0, len(bounds) - 1)] if len(pairs) > 1 else []
+    return [
+        _stretch(bounds[i][0], bounds[j][0], (below[i], below[j]), (above[i], above[j]))
+        for i, j in pairs
+    ]
+
+
+def _stretch(low: Array, high: Array, below: tuple, above: tuple) -> Array:
+    """The probability between two bounds from both tails at each."""
+    no_low, no_high = jnp.isneginf(low), jnp.isposinf(high)
+    upper = above[0] < below[1]  # both ends lie in the upper tail
+    first = jnp.where(upper, above[0], below[1])
+    second = jnp.where(upper, above[1], below[0])
+    wide = ~no_low & ~no_high & (first > second)
     inside = log_diff_exp(jnp.where(wide, first, 0), jnp.where(wide, second, -1))
-    value = jnp.where(wide, inside, minus)
-    value = jnp.where(no_low & ~no_high, below_high, value)
-    value = jnp.where(no_high & ~no_low, above_low, value)
+    value = jnp.where(wide, inside, -jnp.inf)
+    value = jnp.where(no_low & ~no_high, below[1], value)
+    value = jnp.where(no_high & ~no_low, above[0], value)
     return jnp.where(no_low & no_high, 0, value)
 
 
 def _strip(y: Array) -> Array:
     return y if y.shape[0] > 1 else y[0]
-
-
-def _tails(family, y, mu, others):
-    return family.log_cdf(y, mu, *others), family.log_survival(y, mu, *others)
 
 
 def check_order(low: np.ndarray, high: np.ndarray, what: str, response: Response) -> None:

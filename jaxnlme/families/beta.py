@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._typing import Array
 from jaxnlme.families._base import AbstractFamily, Parameter, need_variation, weighted_mean
 from jaxnlme.families.negative_binomial import positive_number
 from jaxnlme.links import Log, Logit
@@ -89,13 +88,7 @@ class Beta(AbstractFamily):
         )
         need_variation(response, "the precision would be infinite")
 
-    def log_cdf(self, y, mu, *others):
-        return self._tails(y, mu, others)[0]
-
-    def log_survival(self, y, mu, *others):
-        return self._tails(y, mu, others)[1]
-
-    def _tails(self, y: Array, mu: Array, others: tuple) -> tuple[Array, Array]:
+    def log_tails(self, y, mu, *others):
         phi = self._precision(mu, others)
         below, above = y <= 0, y >= 1
         safe = jnp.where(below | above, 0.5, y).astype(mu.dtype)

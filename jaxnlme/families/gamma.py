@@ -123,14 +123,8 @@ class GammaDispersion(_GammaShape, AbstractFamily):
         centre = weighted_mean(y, weights)
         return (weighted_mean((y / centre - 1) ** 2, weights),)
 
-    def log_cdf(self, y, mu, *others):
-        return self._tails(y, mu, others[0])[0]
-
-    def log_survival(self, y, mu, *others):
-        return self._tails(y, mu, others[0])[1]
-
-    @staticmethod
-    def _tails(y, mu, phi):
+    def log_tails(self, y, mu, *others):
+        (phi,) = others
         inside = y > 0
         lower, upper = log_gamma_tails(1 / phi, jnp.where(inside, y, 1) / (mu * phi))
         return jnp.where(inside, lower, -jnp.inf), jnp.where(inside, upper, 0)

@@ -99,11 +99,9 @@ class GaussianSigma(AbstractFamily):
         spread = weighted_mean((y - weighted_mean(y, weights)) ** 2, weights)
         return (jnp.sqrt(spread),)
 
-    def log_cdf(self, y, mu, *others):
-        return log_ndtr((y - mu) / others[0])
-
-    def log_survival(self, y, mu, *others):
-        return log_ndtr((mu - y) / others[0])
+    def log_tails(self, y, mu, *others):
+        z = (y - mu) / others[0]
+        return log_ndtr(z), log_ndtr(-z)
 
     def cdf(self, y, mu, *others, weights=None):
         from scipy import stats

@@ -113,20 +113,14 @@ class InverseGaussianDispersion(_Distribution, AbstractFamily):
         centre = weighted_mean(y, weights)
         return (weighted_mean((y - centre) ** 2, weights) / centre**3,)
 
-    def log_cdf(self, y, mu, *others):
-        inside, first, second = self._parts(y, mu, others[0])
-        return jnp.where(inside, jnp.logaddexp(first[0], second), -jnp.inf)
-
-    def log_survival(self, y, mu, *others):
-        inside, first, second = self._parts(y, mu, others[0])
-        return jnp.where(inside, first[1] + log1mexp(second - first[1]), 0)
-
-    @staticmethod
-    def _parts(y, mu, phi):
-        """``Phi(r (y/mu - 1))``, its complement and ``exp(2/(mu phi)) Phi(-r (y/mu + 1))`` as logarithms."""
+    def log_tails(self, y, mu, *others):
+        """From ``Phi(r (y/mu - 1))``, its complement and ``exp(2/(mu phi)) Phi(-r (y/mu + 1))``."""
+        (phi,) = others
         inside = y > 0
         safe = jnp.where(inside, y, 1)
         root = 1 / jnp.sqrt(safe * phi)
         first = root * (safe / mu - 1)
+        below, above = log_ndtr(first), log_ndtr(-first)
         second = 2 / (mu * phi) + log_ndtr(-root * (safe / mu + 1))
-        return inside, (log_ndtr(first), log_ndtr(-first)), second
+        lower = jnp.where(inside, jnp.logaddexp(below, second), -jnp.inf)
+        return lower, jnp.where(inside, above + log1mexp(second - above), 0)

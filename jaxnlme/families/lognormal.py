@@ -65,15 +65,10 @@ class LogNormal(AbstractFamily):
         log_y = self.start_mean(y, weights)
         return (jnp.sqrt(weighted_mean((log_y - weighted_mean(log_y, weights)) ** 2, weights)),)
 
-    def log_cdf(self, y, mu, *others):
+    def log_tails(self, y, mu, *others):
         inside = y > 0
         z = (jnp.log(jnp.where(inside, y, 1)) - mu) / others[0]
-        return jnp.where(inside, log_ndtr(z), -jnp.inf)
-
-    def log_survival(self, y, mu, *others):
-        inside = y > 0
-        z = (jnp.log(jnp.where(inside, y, 1)) - mu) / others[0]
-        return jnp.where(inside, log_ndtr(-z), 0)
+        return jnp.where(inside, log_ndtr(z), -jnp.inf), jnp.where(inside, log_ndtr(-z), 0)
 
     def cdf(self, y, mu, *others, weights=None):
         from scipy import stats

@@ -74,13 +74,9 @@ class _Counts(AbstractFamily):
     def separated(self, mu, *others):
         return mu < 10 * jnp.finfo(mu.dtype).eps
 
-    def log_cdf(self, y, mu, *others):
+    def log_tails(self, y, mu, *others):
         size = self._size(mu, others)
-        return nb_tails(y, size, jnp.log(size) - jnp.log(mu))[0]
-
-    def log_survival(self, y, mu, *others):
-        size = self._size(mu, others)
-        return nb_tails(y, size, jnp.log(size) - jnp.log(mu))[1]
+        return nb_tails(y, size, jnp.log(size) - jnp.log(mu))
 
     def cdf(self, y, mu, *others, weights=None):
         from scipy import stats
@@ -130,13 +126,9 @@ class NegativeBinomialFixed(_Counts, AbstractExponentialFamily):
     def log_prob(self, y, mu, *others):
         return negative_binomial_log_mass(y, mu, self._theta(mu))
 
-    def log_cdf(self, y, mu, *others):
+    def log_tails(self, y, mu, *others):
         theta = self._theta(mu)
-        return nb_tails(y, theta, jnp.log(theta) - jnp.log(mu))[0]
-
-    def log_survival(self, y, mu, *others):
-        theta = self._theta(mu)
-        return nb_tails(y, theta, jnp.log(theta) - jnp.log(mu))[1]
+        return nb_tails(y, theta, jnp.log(theta) - jnp.log(mu))
 
 
 class NegativeBinomialTheta(_Counts, AbstractFamily):

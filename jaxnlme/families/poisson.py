@@ -61,15 +61,10 @@ class Poisson(AbstractExponentialFamily):
     def check_response(self, response):
         need_counts(response, whole=False)
 
-    def log_cdf(self, y, mu, *others):
+    def log_tails(self, y, mu, *others):
         inside = y >= 0
-        _, upper = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
-        return jnp.where(inside, upper, -jnp.inf)
-
-    def log_survival(self, y, mu, *others):
-        inside = y >= 0
-        lower, _ = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
-        return jnp.where(inside, lower, 0)
+        lower, upper = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
+        return jnp.where(inside, upper, -jnp.inf), jnp.where(inside, lower, 0)
 
     def cdf(self, y, mu, *others, weights=None):
         from scipy import stats

@@ -32,11 +32,8 @@ class _NoDistribution(AbstractFamily):
     def sample(self, rng, weights, mu, *others):
         return AbstractFamily.sample(self, rng, weights, mu, *others)
 
-    def log_cdf(self, y, mu, *others):
-        return AbstractFamily.log_cdf(self, y, mu, *others)
-
-    def log_survival(self, y, mu, *others):
-        return AbstractFamily.log_survival(self, y, mu, *others)
+    def log_tails(self, y, mu, *others):
+        return AbstractFamily.log_tails(self, y, mu, *others)
 
 
 class QuasiPoisson(_NoDistribution, Poisson):

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._typing import Array
 from jaxnlme.families._base import AbstractFamily, Parameter, need_variation, weighted_mean
 from jaxnlme.families.negative_binomial import positive_number
 from jaxnlme.links import Identity, Log
@@ -15,6 +14,7 @@ from jaxnlme.numerics.special import log_rising
 from jaxnlme.numerics.tails import log_beta_tails
 
 _HALF_LOG_2PI = 0.9189385332046727
+_LOG_2 = 0.6931471805599453
 
 
 class StudentT(AbstractFamily):
@@ -87,26 +87,19 @@ class StudentT(AbstractFamily):
             return []
         return ["df ran to infinity: the errors are normal; use family='gaussian'."]
 
-    def log_cdf(self, y, mu, *others):
-        return self._tail(mu - y, mu, others)
-
-    def log_survival(self, y, mu, *others):
-        return self._tail(y - mu, mu, others)
-
-    def _tail(self, distance: Array, mu: Array, others: tuple) -> Array:
-        """``log P(sigma T > distance)``: a beta(1/2, df/2) tail of ``z^2 / (df + z^2)``."""
+    def log_tails(self, y, mu, *others):
+        """Half of the beta(1/2, df/2) tail of ``z^2 / (df + z^2)``, and its complement."""
         sigma, df = self._split(mu, others)
-        z = distance / sigma
+        z = (y - mu) / sigma
         away = jnp.abs(z) > 1e-8
         safe = jnp.where(away, jnp.abs(z), 1)
-        odds = 2 * jnp.log(safe) - jnp.log(df)
-        half_tail = log_beta_tails(jnp.full_like(df, 0.5), 0.5 * df, odds)[1] - jnp.log(
-            jnp.full_like(z, 2)
-        )
-        other = jnp.log1p(-jnp.exp(half_tail))
-        density = jnp.exp(log_rising(0.5 * df, jnp.full_like(df, 0.5)) - _HALF_LOG_2PI)
-        close = jnp.log(0.5 - density * jnp.where(away, 0, z))
-        return jnp.where(away, jnp.where(z > 0, half_tail, other), close)
+        half = jnp.full_like(df, 0.5)
+        far = log_beta_tails(half, 0.5 * df, 2 * jnp.log(safe) - jnp.log(df))[1] - _LOG_2
+        near = jnp.log1p(-jnp.exp(far))
+        # next to 0 the density is flat
+        change = jnp.exp(log_rising(0.5 * df, half) - _HALF_LOG_2PI) * jnp.where(away, 0, z)
+        lower = jnp.where(away, jnp.where(z > 0, near, far), jnp.log(0.5 + change))
+        return lower, jnp.where(away, jnp.where(z > 0, far, near), jnp.log(0.5 - change))
 
     def cdf(self, y, mu, *others, weights=None):
         from scipy import stats

@@ -17,6 +17,7 @@ from jaxnlme.families._bounds import (
     check_order,
     inner_family,
     log_between,
+    log_stretches,
     read_bound,
 )
 from jaxnlme.numerics.special import log1mexp
@@ -136,6 +137,10 @@ class Truncated(AbstractFamily):
         if self.base.discrete and self.lower == 1 and self.upper is None:
             zero = self._point(jnp.zeros_like(low).at[1:].set(low[1:]))
             return log1mexp(self.base.log_prob(zero, mu, *others))
+        if self.upper is None and not isinstance(self.lower, str):
+            return self.base.log_survival(self._point(low), mu, *others)
+        if self.lower is None and not isinstance(self.upper, str):
+            return self.base.log_cdf(self._point(high), mu, *others)
         return log_between(self.base, low, high, mu, others)
 
     def log_prob(self, y, mu, *others):
@@ -143,17 +148,11 @@ class Truncated(AbstractFamily):
         inside = self._log_inside(low, high, mu, others)
         return self.base.log_prob(self._point(value), mu, *others) - inside
 
-    def log_cdf(self, y, mu, *others):
+    def log_tails(self, y, mu, *others):
         value, low, high = self._parts(y, mu)
-        total = self._log_inside(low, high, mu, others)
-        top = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
-        return log_between(self.base, low, top, mu, others) - total
-
-    def log_survival(self, y, mu, *others):
-        value, low, high = self._parts(y, mu)
-        total = self._log_inside(low, high, mu, others)
-        bottom = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
-        return log_between(self.base, bottom, high, mu, others) - total
+        at = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
+        below, above, total = log_stretches(self.base, (low, at, high), mu, others)
+        return below - total, above - total
 
     def mean(self, mu, *others):
         return self.base.mean(mu, *others)

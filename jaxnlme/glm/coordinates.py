@@ -110,7 +110,7 @@ def orthogonal_basis(X: np.ndarray, *, tolerance: float = ALIAS) -> Basis:
         r[rank, j] = rest
         q[:, rank] = column / rest
         rank += 1
-    return Basis(kept, q[:, :rank], r[:rank][:, kept], smallest)
+    return Basis(kept, q[:, :rank], r[:rank][:, kept], float(smallest))
 
 
 def triangular_inverse(r: np.ndarray) -> np.ndarray:

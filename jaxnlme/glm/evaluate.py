@@ -165,7 +165,7 @@ def evaluate(
     cost, score, information = working_rows(layout, etas)
     scale = jnp.full((), jnp.inf, cost.dtype)
     if layout.family.fisher_scoring:  # Pearson's statistic
-        spread = jnp.where(information[0][0] > 0, information[0][0], jnp.inf)
+        spread = jnp.where(information[0][0] > 0, information[0][0], scale)
         scale = jnp.sum(score[0] ** 2 / spread)
     if has_newton(layout):
         information = _choose(layout, etas, information, newton)

@@ -148,7 +148,10 @@ class IRLS(eqx.Module):
         )
         direction, damping = damped_solve(new.gram, new.score, free)
         decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
-        ratio = jnp.where(jnp.isfinite(state.decrement), decrement / state.decrement, jnp.inf)
+        infinite = jnp.full((), jnp.inf, dtype)
+        ratio = jnp.where(
+            jnp.isfinite(state.decrement), decrement / state.decrement, infinite
+        )
         smooth = ratio < _SLOW
         given = jnp.zeros((), bool)
         if not has_newton(layout):  # the matrix to begin with may do for another step
@@ -206,6 +209,7 @@ class IRLS(eqx.Module):
         # a step that no longer moves the objective by more than rounding is the end, too
         eps = jnp.finfo(state.gram.dtype).eps
         rounded = stuck & (state.decrement <= 1e3 * eps * jnp.abs(state.objective))
+        rounded = rounded & jnp.isfinite(state.objective)
         result = RESULTS.where(late, RESULTS.max_steps_reached, RESULTS.successful)
         result = RESULTS.where(stuck & ~rounded, RESULTS.stalled, result)
         result = RESULTS.where(

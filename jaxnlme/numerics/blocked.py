@@ -48,7 +48,7 @@ class Blocks(eqx.Module):
         return self.dense.shape[0], self.dense.shape[2]
 
     def _split(self, b: Array) -> list[Array]:
-        at, parts = self.dense.shape[1], []
+        at, parts = self.dense.shape[1], list[Array]()
         for size in self.sizes:
             parts.append(jnp.concatenate([b[at : at + size], jnp.zeros((1,), b.dtype)]))
             at += size
@@ -64,7 +64,7 @@ class Blocks(eqx.Module):
 
     def score(self, r: Float[Array, "k c"]) -> Float[Array, "p"]:
         """``X' r``."""
-        parts = [jnp.einsum("kpc,kc->kp", self.dense, r).sum(0)]
+        parts: list[Any] = [jnp.einsum("kpc,kc->kp", self.dense, r).sum(0)]
         for code, size in zip(self.codes, self.sizes, strict=True):
             parts.append(_segments(r, code, size))
         return jnp.concatenate(parts)
@@ -76,7 +76,7 @@ class Blocks(eqx.Module):
     def cross(self, other: Blocks, w: Float[Array, "k c"]) -> Float[Array, "p q"]:
         """``X' diag(w) Z`` for another design over the same rows."""
         weighted = self.dense * w[:, None]
-        rows = [[jnp.einsum("kpc,kqc->kpq", weighted, other.dense).sum(0)]]
+        rows: list[list[Any]] = [[jnp.einsum("kpc,kqc->kpq", weighted, other.dense).sum(0)]]
         for code, size in zip(other.codes, other.sizes, strict=True):
             rows[0].append(_by_column(weighted, code, size))
         for code, size in zip(self.codes, self.sizes, strict=True):

@@ -3,8 +3,9 @@
 A tail is ``log int exp(g(s)) ds`` of a log-concave ``g`` over a half-line, with ``s = log t`` (gamma) or
 ``s = logit t`` (beta). The stretch on which ``g`` lies within 40 of its maximum is found by bisection and
 integrated by Gauss-Legendre rules on panels that break where an exponential flank turns into the
-bell. Both tails are integrals of positive functions, so each keeps its relative accuracy where it is
-small; derivatives, also by the shape parameters, pass through the rule.
+bell. Only the tail that ends on this side of the median is integrated, so that it keeps its relative
+accuracy where it is small; the other is its complement. Derivatives, also by the shape parameters,
+pass through the rule.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme._typing import Array
-from jaxnlme.numerics.special import log_beta, log_gamma
+from jaxnlme.numerics.special import log1mexp, log_beta, log_gamma
 
 __all__ = ["log_beta_tails", "log_gamma_tails"]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 _DROP = 40.0
+_LOG_2 = float(np.log(2.0))
 _BISECTIONS = 40
 _FLANK = 25.0  # exp(-25): beyond it the flank is an exponential to rounding error
 
 
 def _reach(g: Callable[[Array], Array], inner: Array, outer: Array) -> Array:
-    """The points (k, ...) between ``inner`` and ``outer`` where ``g`` has fallen by 40."""
-    g = jax.vmap(g)
+    """The point between ``inner`` and ``outer`` where ``g`` has fallen by 40."""
     floor = g(inner) - _DROP
 
     def halve(_, ends):
@@ -56,6 +57,15 @@ def _log_integral(g: Callable[[Array], Array], low: Array, high: Array, breaks: 
     return jax.scipy.special.logsumexp(values(nodes, weights), axis=(0, 1))
 
 
+def _both(
+    g: Callable[[Array], Array], lower: Array, end: Array, far: Array, breaks: list
+) -> tuple[Array, Array]:
+    """Both tails from the integral over the lower (or else the upper) one."""
+    tail = _log_integral(g, jnp.where(lower, far, end), jnp.where(lower, end, far), breaks)
+    rest = log1mexp(tail)
+    return jnp.where(lower, tail, rest), jnp.where(lower, rest, tail)
+
+
 def log_gamma_tails(shape: Array, x: Array) -> tuple[Array, Array]:
     """``log P(T <= x)`` and ``log P(T > x)`` of a gamma variable with this shape and rate 1.
 
@@ -80,15 +90,16 @@ def log_gamma_tails(shape: Array, x: Array) -> tuple[Array, Array]:
         return g(s, a, jnp.zeros_like(a))
 
     mode = jnp.log(a)
-    down = jnp.stack([jnp.minimum(b, mode), mode])
-    low, low_of_upper = _reach(still, down, down - (_DROP + jnp.exp(down)) / a[None] - 1)
-    up = jnp.stack([jnp.maximum(b, mode), mode])
-    steep = 2 * _DROP / jnp.exp(jnp.minimum(up, 50.0))
-    high, high_of_lower = _reach(still, up, up + jnp.minimum(jnp.sqrt(steep), 5 + jnp.log1p(steep)))
-    lower_end = jnp.where(b <= high_of_lower, end, high_of_lower)
-    upper_start = jnp.where(b >= low_of_upper, end, low_of_upper)
-    breaks = [mode - _FLANK, mode]
-    return _log_integral(g, low, lower_end, breaks), _log_integral(g, upper_start, high, breaks)
+    # about the median: at the mode both tails are large only for shapes above 1
+    large = jnp.maximum(a, 1)
+    middle = jnp.where(a < 1, (log_gamma(1 + a) - _LOG_2) / a, jnp.log(large - 1 / 3))
+    lower = b <= middle
+    inner = jnp.where(lower, jnp.minimum(b, mode), jnp.maximum(b, mode))
+    steep = 2 * _DROP / jnp.exp(jnp.minimum(inner, 50.0))
+    up = inner + jnp.minimum(jnp.sqrt(steep), 5 + jnp.log1p(steep))
+    down = inner - (_DROP + jnp.exp(inner)) / a - 1
+    far = _reach(still, inner, jnp.where(lower, down, up))
+    return _both(g, lower, end, far, [mode - _FLANK, mode])
 
 
 def log_beta_tails(a: Array, b: Array, logit_x: Array) -> tuple[Array, Array]:
@@ -114,13 +125,15 @@ def log_beta_tails(a: Array, b: Array, logit_x: Array) -> tuple[Array, Array]:
     mode = jnp.log(left) - jnp.log(right)
     total = left + right
     flanks = [jnp.log(left / total) - _FLANK, mode, _FLANK - jnp.log(right / total)]
+    # about the median: below 1 the density piles up at an end, P(T <= x) is near x^a / (a B(a, b))
+    scale = log_beta(left, right) - _LOG_2
+    by_left = jnp.minimum(mode, (jnp.log(left) + scale) / left)
+    by_right = jnp.maximum(mode, -(jnp.log(right) + scale) / right)
+    piled = jnp.where(left <= right, by_left, by_right)
+    lower = at <= jnp.where(jnp.minimum(left, right) < 1, piled, mode)
+    inner = jnp.where(lower, jnp.minimum(at, mode), jnp.maximum(at, mode))
     # beyond the bends the slope is at least half of `left`, or of `right`
-    down = jnp.stack([jnp.minimum(at, mode), mode])
-    bend = jnp.minimum(down, jnp.log(left / total)[None] - 1)
-    low, low_of_upper = _reach(still, down, bend - 2 * _DROP / left[None] - 1)
-    up = jnp.stack([jnp.maximum(at, mode), mode])
-    bend = jnp.maximum(up, 1 - jnp.log(right / total)[None])
-    high, high_of_lower = _reach(still, up, bend + 2 * _DROP / right[None] + 1)
-    lower_end = jnp.where(at <= high_of_lower, end, high_of_lower)
-    upper_start = jnp.where(at >= low_of_upper, end, low_of_upper)
-    return _log_integral(g, low, lower_end, flanks), _log_integral(g, upper_start, high, flanks)
+    down = jnp.minimum(inner, jnp.log(left / total) - 1) - 2 * _DROP / left - 1
+    up = jnp.maximum(inner, 1 - jnp.log(right / total)) + 2 * _DROP / right + 1
+    far = _reach(still, inner, jnp.where(lower, down, up))
+    return _both(g, lower, end, far, flanks)

@@ -38,7 +38,8 @@ def diagnostics(
 
     Residuals against the linear predictor (a trend: wrong link or missing term); normal quantiles of the
     residuals (wrong family); square root of their size against the predictor (wrong variance); standardised
-    Pearson residuals against leverage with contours of Cook's distance (rows that carry the fit).
+    Pearson residuals against leverage with contours of Cook's distance (rows that carry the fit), or against
+    the row where there are no leverages.
 
     Parameters
     ----------
@@ -86,7 +87,10 @@ def diagnostics(
     _against(panels[0], predictor, values, residual)
     _normal(panels[1], values, residual)
     _scale(panels[2], predictor, values, residual)
-    _leverage(panels[3], table, rank, labels)
+    if np.isfinite(np.asarray(table["leverage"], float)).any():
+        _leverage(panels[3], table, rank, labels)
+    else:
+        _by_row(panels[3], *finite(table["row"], table["pearson"]))
     for ax in panels:
         clean(ax)
     return panels
@@ -136,6 +140,12 @@ def _scale(ax: Any, x: np.ndarray, y: np.ndarray, name: str) -> None:
     points(ax, x, y)
     ax.plot(*trend(x, y), color=VERMILION, linewidth=1.6)
     _label(ax, "Linear predictor", f"sqrt |{name.lower()}|", "Spread against the predictor")
+
+
+def _by_row(ax: Any, row: np.ndarray, r: np.ndarray) -> None:
+    ax.axhline(0.0, color=GREY, linewidth=1.0)
+    points(ax, *_thinned(row, r))
+    _label(ax, "Row", "Pearson residual", "Pearson residuals by row")
 
 
 def _leverage(ax: Any, table: dict[str, np.ndarray], rank: int | None, labels: int) -> None:

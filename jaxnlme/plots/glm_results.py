@@ -34,21 +34,26 @@ class GLMPlots:
         """Return the frame behind the panels, one row per row used of positive weight.
 
         Columns row (of the input), linear_predictor, quantile_residual (deviance residuals over their standard
-        error for quasi families), pearson (standardised), leverage, cooks_distance.
+        error for quasi families), pearson (standardised), leverage, cooks_distance. The last two are NaN, and
+        pearson is not standardised, for families that are not fitted by weighted least squares.
         """
         results = self._results
-        influence = results.influence()
-        deviance = influence.standardized_deviance
         likelihood = results._problem.family.has_likelihood
+        nan = np.full(len(results.row_index), np.nan)
+        columns = {"row": results.row_index, "linear_predictor": results._rows.etas[0]}
+        if results._conditional is None:
+            columns["quantile_residual"] = results.residuals("quantile", key)
+            columns |= {"pearson": results.residuals("pearson"), "leverage": nan}
+            columns["cooks_distance"] = nan
+        else:
+            found = results.influence()
+            deviance = found.standardized_deviance
+            columns["quantile_residual"] = (
+                results.residuals("quantile", key) if likelihood else deviance
+            )
+            columns |= {"pearson": found.standardized_pearson, "leverage": found.leverage}
+            columns["cooks_distance"] = found.cooks_distance
         live = results._problem.weights > 0
-        columns = {
-            "row": results.row_index,
-            "linear_predictor": results._rows.etas[0],
-            "quantile_residual": results.residuals("quantile", key) if likelihood else deviance,
-            "pearson": influence.standardized_pearson,
-            "leverage": influence.leverage,
-            "cooks_distance": influence.cooks_distance,
-        }
         return results._table.native({k: np.asarray(v)[live] for k, v in columns.items()})
 
     def diagnostics(self, key: Any = 0, **options: Any) -> np.ndarray:

@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxnlme.results.anova import anova
     from jaxnlme.results.glm import GLMResults
     from jaxnlme.results.nlme import NLMEResults
+    from jaxnlme.results.term_tests import anova
 
 __all__ = ["GLMResults", "NLMEResults", "anova"]
 
 # A GLM must not pay for loading the nonlinear models, nor they for it.
-_LAZY = {"GLMResults": "glm", "NLMEResults": "nlme", "anova": "anova"}
+_LAZY = {"GLMResults": "glm", "NLMEResults": "nlme", "anova": "term_tests"}
 
 
 def __getattr__(name: str) -> Any:

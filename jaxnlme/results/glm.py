@@ -84,11 +84,9 @@ class GLMResults:
                 f"GLMResults.{name} is not built yet in this version; built are: "
                 f"{', '.join(n for n in dir(type(self)) if not n.startswith('_'))}, plot."
             )
-        if not name.startswith("_"):
-            scalars = self.__dict__.get("family_params")
-            scalars = self.family_params if scalars is None else scalars
-            if name in scalars:
-                return scalars[name]
+        if not name.startswith("_") and "_spec" in self.__dict__:  # not while it is being unpickled
+            if name in self.family_params:
+                return self.family_params[name]
             if name in ("theta", "power", "precision", "df") and hasattr(
                 self._problem.family, name
             ):
@@ -255,8 +253,8 @@ class GLMResults:
     @property
     def df_llf(self) -> int:
         """Parameters that ``aic`` and ``bic`` count: coefficients, scalars such as theta, and the dispersion."""
-        counted = self._llf_dispersion is not None
-        return int(np.sum(self._host.estimated)) + counted
+        scalars = int(np.sum(self._host.estimated & ~self._spec.listed))
+        return self.rank + scalars + (self._llf_dispersion is not None)
 
     @functools.cached_property
     def _constant(self) -> np.ndarray:
@@ -341,10 +339,7 @@ class GLMResults:
         """``-2 llf + log(nobs) df_llf``."""
         return -2 * self.llf + math.log(self.nobs) * self.df_llf
 
-    @property
-    def bic_groups(self) -> float:
-        """The same as ``bic``: there are no groups."""
-        return self.bic
+    bic_groups = bic  # there are no groups
 
     @functools.cached_property
     def deviance(self) -> float:

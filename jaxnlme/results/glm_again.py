@@ -98,7 +98,14 @@ def update(results: GLMResults, arguments: tuple, changes: Mapping[str, Any]) ->
     if arguments:
         call["model"] = arguments[0]
     if call["model"] is not results._call["model"] and isinstance(call["model"], str):
+        if results._spec.names is not None and "data" not in changes:
+            raise ModelSpecError(
+                "update: the fit was made from arrays, so a new formula needs data= (a frame); or call fit_glm "
+                "with other columns."
+            )
         call["model"] = expanded(call["model"], results.formula)
+        if results._spec.names is not None:
+            call |= {"names": None, "intercept": True, "y": None}
         call |= {"terms": None, "interactions": None, "response": None}
         call["parameters"] = changes.get("parameters", call.get("parameters"))
     model, data = call.pop("model"), call.pop("data")

@@ -103,7 +103,7 @@ ERRORS: list[tuple[str, Callable[[], Any], tuple[str, ...]]] = [
     ("D16", lambda: arrays(y=np.ones((N, 2))), ("(40, 2)",)),
     ("D17", lambda: arrays(X=pd.DataFrame(frame())[["x", "z"]], y=pl.Series(np.ones(N + 1))), ("40", "41", "position")),
     ("D17", lambda: fit(weights=pd.Series(np.ones(N - 2))), ("38", "40", "position")),
-    ("D19", pure_in_32_bit, ("jax_enable_x64", "float32")),
+    ("D19", pure_in_32_bit, ("enable_x64", "float32")),
     ("F01", lambda: fit("y ~ log(x + z"), ("never closed", "^")),
     ("F01", lambda: fit("y ~ x + z)"), ("not open", "^")),
     ("F02", lambda: fit("y ~ (1|)"), ("parentheses",)),

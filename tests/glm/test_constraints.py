@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from glm_cases import case, cases, frame, numbers
-from helpers import reference
 from numpy.testing import assert_allclose
 from scipy import optimize
 
 import jaxnlme as jn
+from helpers import reference
 
 RNG = np.random.default_rng(11)
 X = RNG.normal(size=(60, 3))
@@ -88,9 +88,7 @@ def test_held_values_equal_an_offset() -> None:
 def test_a_held_sigma_gives_the_known_covariance() -> None:
     fit = jn.fit_glm(X, NORMAL, fix={"sigma": 0.5})
     design = np.column_stack([np.ones(60), X])
-    assert_allclose(
-        np.asarray(fit.vcov()), 0.25 * np.linalg.inv(design.T @ design), rtol=1e-8
-    )
+    assert_allclose(np.asarray(fit.vcov()), 0.25 * np.linalg.inv(design.T @ design), rtol=1e-8)
 
 
 def test_unknown_labels_are_named() -> None:
@@ -113,9 +111,7 @@ def test_linear_equality() -> None:
 
 def test_monotone_coefficients() -> None:
     """Ascending coefficients: scipy's SLSQP on the same objective."""
-    fit = jn.fit_glm(
-        X, COUNTS, family="poisson", penalty=jn.penalties.Monotone(["x1", "x2", "x3"])
-    )
+    fit = jn.fit_glm(X, COUNTS, family="poisson", penalty=jn.penalties.Monotone(["x1", "x2", "x3"]))
     rules = [{"type": "ineq", "fun": lambda b, k=k: b[k + 1] - b[k]} for k in (1, 2)]
     expected = minimise(nll, constraints=rules, method="SLSQP", options={"ftol": 1e-14})
     assert_allclose(np.asarray(fit.params), expected, atol=1e-5)

@@ -28,10 +28,19 @@ def test_zero_inflation_and_hurdle(key: str) -> None:
     fit = jn.fit_glm(left.strip(), frame(chosen), family=family)
     expected, se = numbers(chosen["coef"]), numbers(chosen["se"])
     sign = np.ones(len(expected))
-    if chosen["kind"] == "hurdle":  # pscl models the probability of crossing the hurdle, we that of zero
+    if (
+        chosen["kind"] == "hurdle"
+    ):  # pscl models the probability of crossing the hurdle, we that of zero
         sign[[n.startswith("zero_") for n in chosen["coef_names"]]] = -1
-    assert_allclose(np.asarray(fit.params), sign * expected, atol=1e-3 * se.max(), rtol=1e-4)
-    assert_allclose(np.asarray(fit.bse), se, rtol=2e-3)
+    good = np.ones(len(expected), bool)
+    if (
+        key == "zigeom"
+    ):  # no zero inflation: its logit runs to minus infinity (theirs stopped at -18)
+        good[-1] = False
+        assert fit.params["zero"] < -15
+    got = np.asarray(fit.params)
+    assert_allclose((got - sign * expected)[good] / se[good], 0, atol=1e-3)
+    assert_allclose(np.asarray(fit.bse)[good], se[good], rtol=2e-3)
     assert_allclose(fit.llf, chosen["loglik"], rtol=1e-6)
     assert_allclose(fit.aic, chosen["aic"], rtol=1e-6)
     if chosen["theta"]:
@@ -100,10 +109,13 @@ def test_student_t(key: str) -> None:
     fit = jn.fit_glm(
         chosen["formula"], frame(chosen), family=families.StudentT(df=chosen.get("nu_fixed"))
     )
-    assert_allclose(np.asarray(fit.params), numbers(chosen["coef"]), rtol=1e-5)
-    assert_allclose(np.asarray(fit.bse), numbers(chosen["se_coef"]), rtol=1e-3)
+    # The file's optimum is BFGS's: its log-likelihood is 8e-9 (mtcars) and 1.3e-7 (boston) below ours, which
+    # leaves coefficients within the square root of that, in standard errors.
+    assert 0 <= fit.llf - chosen["loglik"] < 1e-6
+    se = numbers(chosen["se_coef"])
+    assert_allclose((np.asarray(fit.params) - numbers(chosen["coef"])) / se, 0, atol=1e-3)
+    assert_allclose(np.asarray(fit.bse), se, rtol=1e-3)
     assert_allclose(fit.sigma, chosen["scale"], rtol=1e-5)
-    assert_allclose(fit.llf, chosen["loglik"], rtol=1e-9)
     if "nu_fixed" not in chosen:
         assert_allclose(fit.df, chosen["nu"], rtol=1e-4)
 

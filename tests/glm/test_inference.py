@@ -10,9 +10,9 @@ from glm_cases import case, fitted, formula, frame, ids, numbers, options
 from numpy.testing import assert_allclose
 
 import jaxnlme as jn
-from jaxnlme.results.anova import anova
 from jaxnlme.results.glm_again import resampled
 from jaxnlme.results.glm_anova import drop1, step
+from jaxnlme.results.term_tests import anova
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jaxnlme.CollinearityWarning"),

@@ -51,7 +51,9 @@ def test_p_values_are_students_t_where_the_dispersion_is_estimated(key: str) -> 
     close("families", key, "p_value")
 
 
-@pytest.mark.parametrize("key", ["gaussian_identity_mtcars", "gamma_log_airquality", "gamma_log_leuk"])
+@pytest.mark.parametrize(
+    "key", ["gaussian_identity_mtcars", "gamma_log_airquality", "gamma_log_leuk"]
+)
 def test_aic_counts_the_dispersion_and_llf_keeps_its_constants(key: str) -> None:
     """rustystats leaves the parameter out; its gaussian and gamma llf are 1e-3 off."""
     close("families", key, "loglik", "aic", "bic")
@@ -115,7 +117,8 @@ def test_dispersion_is_divided_by_the_degrees_of_freedom() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["invgauss_inverse_square_clotting", "invgauss_log_clotting", "gaussian_inverse_clotting"]
+    "key",
+    ["invgauss_inverse_square_clotting", "invgauss_log_clotting", "gaussian_inverse_clotting"],
 )
 def test_inverse_gaussian_and_inverse_links(key: str) -> None:
     """aurora is 100 % off."""
@@ -180,4 +183,14 @@ def test_spline_columns_are_counted_as_in_r() -> None:
 def test_there_is_no_case_left_out() -> None:
     """Every link of the reference cases is fitted somewhere above or in test_reference."""
     links = {c["link"] for c in cases("families")}
-    assert links == {"identity", "log", "inverse", "logit", "probit", "cauchit", "cloglog", "sqrt", "1/mu^2"}
+    assert links == {
+        "identity",
+        "log",
+        "inverse",
+        "logit",
+        "probit",
+        "cauchit",
+        "cloglog",
+        "sqrt",
+        "1/mu^2",
+    }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from glm_cases import case, cases, fitted, frame, ids, labels, numbers
-from helpers import reference
 from numpy.testing import assert_allclose
 
 import jaxnlme as jn
+from helpers import reference
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jaxnlme.CollinearityWarning"),
@@ -17,16 +17,20 @@ pytestmark = [
 PLAIN = [(name, key) for name in ("families", "quasi", "contrasts") for key in ids(name)]
 
 
-def check(name: str, key: str, *, coefficients: float, errors: float, likelihood: bool = True) -> None:
+def check(
+    name: str, key: str, *, coefficients: float, errors: float, likelihood: bool = True
+) -> None:
     """The ``fit`` block of a case."""
     chosen, fit = case(name, key), fitted(name, key)
     expected = chosen["fit"]
-    kept = [n for n in expected["coef_names"]]
+    kept = list(expected["coef_names"])
     assert fit.params.index == labels(chosen, kept)
     coef, se = numbers(expected["coef"]), numbers(expected["se"])
     scale = np.nanmax(np.abs(coef))
     # relative, with a floor for coefficients that are 0 by symmetry
-    assert_allclose(np.asarray(fit.params), coef, rtol=coefficients, atol=1e-3 * coefficients * scale)
+    assert_allclose(
+        np.asarray(fit.params), coef, rtol=coefficients, atol=1e-3 * coefficients * scale
+    )
     assert_allclose(np.asarray(fit.bse), se, rtol=errors)
     assert_allclose(fit.deviance, expected["deviance"], rtol=1e-10)
     assert_allclose(fit.null_deviance, expected["null_deviance"], rtol=1e-8)
@@ -69,11 +73,15 @@ def test_aliased_columns_as_in_r(key: str) -> None:
     expected = chosen["fit"]
     coef = numbers(expected["coef"])
     assert fit.params.index == labels(chosen, expected["coef_names"])
-    assert [n for n, v in fit.params.items() if np.isnan(v)] == expected["aliased"] if isinstance(
-        expected["aliased"], list
-    ) else [expected["aliased"]]
+    assert (
+        [n for n, v in fit.params.items() if np.isnan(v)] == expected["aliased"]
+        if isinstance(expected["aliased"], list)
+        else [expected["aliased"]]
+    )
     assert_allclose(np.asarray(fit.params), coef, rtol=1e-7, atol=1e-9)
-    assert_allclose(np.asarray(fit.bse)[~np.isnan(coef)], numbers(expected["se"])[~np.isnan(coef)], rtol=1e-7)
+    assert_allclose(
+        np.asarray(fit.bse)[~np.isnan(coef)], numbers(expected["se"])[~np.isnan(coef)], rtol=1e-7
+    )
     head = numbers(expected["fitted_head"])
     assert_allclose(fit.fittedvalues[: len(head)], head, rtol=1e-8)
     assert_allclose(fit.deviance, expected["deviance"], rtol=1e-10)
@@ -126,7 +134,9 @@ def test_negative_binomial(key: str) -> None:
     fit = jn.fit_glm(formula(chosen), frame(chosen), **given)
     expected = chosen["fit"]
     assert_allclose(np.asarray(fit.params), numbers(expected["coef"]), rtol=1e-6)
-    assert_allclose(np.asarray(fit.bse), numbers(chosen.get("se_dispersion_1") or expected["se"]), rtol=1e-5)
+    assert_allclose(
+        np.asarray(fit.bse), numbers(chosen.get("se_dispersion_1") or expected["se"]), rtol=1e-5
+    )
     if not fixed:
         assert_allclose(fit.theta, chosen["theta"], rtol=1e-6)
         assert_allclose(fit.family_params_bse["theta"], chosen["theta_se"], rtol=1e-4)
@@ -140,7 +150,7 @@ def test_negative_binomial(key: str) -> None:
 # ---- NIST ------------------------------------------------------------------------------------
 
 LEAST_DIGITS = {"lower": 9.0, "average": 9.0}
-NAMED = {"Longley": 9.0, "Filip": 7.0, "Wampler1": 9.0, "Wampler2": 9.0, "Wampler3": 9.0, "Wampler4": 7.0, "Wampler5": 5.5}
+NAMED = {"Longley": 9.0, "Filip": 7.0, "Wampler4": 7.0, "Wampler5": 5.5}
 
 
 def digits(found: np.ndarray, certified: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from typing import Any
@@ -351,6 +352,33 @@ def test_again(warp: Any) -> None:
         warp.update("y ~ x", data)
 
 
+def test_results_can_be_copied_and_pickled(warp: Any) -> None:
+    import copy
+
+    assert_allclose(np.asarray(copy.copy(warp).params), np.asarray(warp.params))
+    empty = object.__new__(type(warp))
+    with pytest.raises(AttributeError):
+        empty.theta
+
+
+def test_results_of_arrays() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 2)), rng.poisson(3.0, 40).astype(float)
+    fit = jn.fit_glm(X, y, family="poisson", names=["a", "b"])
+    assert fit.params.index == ["(Intercept)", "a", "b"]
+    assert_allclose(fit.predict(X), fit.fittedvalues, rtol=1e-12)
+    assert list(fit.predict(X[:3], type="terms").columns) == ["a", "b"]
+    assert list(jn.anova(fit)["term"]) == ["NULL", "a", "b"]
+    assert fit.wald_test("a = b")["df"] == 1
+    assert_allclose(np.asarray(fit.update(max_steps=30).params), np.asarray(fit.params))
+    with pytest.raises(jn.ModelSpecError, match="made from arrays"):
+        fit.update(". ~ . - a")
+    with pytest.raises(jn.ModelSpecError, match="by formula"):
+        jn.step(fit)
+    with pytest.raises(jn.DataError, match="2 columns"):
+        fit.predict(X[:, :1])
+
+
 def test_with_params(warp: Any) -> None:
     same = warp.with_params({})
     assert_allclose(same.llf, warp.llf, rtol=1e-12)
@@ -414,8 +442,19 @@ def test_diagnostic_plot_shows_the_data_behind_it() -> None:
     drawn = next(line for line in axes[3].lines if line.get_marker() == "o")
     assert_allclose(drawn.get_xdata(), data["leverage"])
     assert "Quantile residual" in axes[0].get_ylabel()
+    ordinary = jn.fit_glm(
+        "mpg ~ wt", frame(case("families", "gaussian_identity_mtcars")), family="student_t"
+    )
+    assert "by row" in ordinary.plot.diagnostics()[3].get_title(loc="left")  # no leverages
     quasi = fitted("quasi", "quasipoisson_warpbreaks").plot.diagnostics()
     assert "Deviance residual" in quasi[0].get_ylabel()
+
+
+def test_anova_is_a_function_whatever_was_imported_before() -> None:
+    """A module of the same name would take its place in the package."""
+    importlib.import_module("jaxnlme.results.term_tests")
+    assert callable(jn.anova)
+    assert callable(importlib.import_module("jaxnlme.results").anova)
 
 
 def test_results_are_lazy(warp: Any) -> None:

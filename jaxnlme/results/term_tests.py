@@ -1,4 +1,4 @@
-"""Analysis of variance: terms of one fit, or comparison of nested fits."""
+"""``anova``: tests of the terms of one fit, or comparison of nested fits (the door for every model)."""
 
 from __future__ import annotations
 
