@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -158,6 +159,39 @@ class Report:
         if self.skipped:
             out += ["", "## Not measured", "", *[f"- {line}" for line in self.skipped]]
         return "\n".join(out) + "\n"
+
+
+def run_sections(
+    name: str,
+    sections: dict[str, Callable[[Report, bool, bool], None]],
+    *,
+    about: str,
+    peers: tuple[str, ...],
+    r: tuple[str, ...],
+) -> int:
+    """The command line of a benchmark: run its sections, write and print the report.
+
+    Returns 0 when all binding goals hold; `r` names the R packages that its R rows need.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="smoke run, no figures to quote")
+    parser.add_argument("--only", nargs="+", choices=sorted(sections), default=list(sections))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    chosen = parser.parse_args()
+    report = Report(name, chosen.quick or set(chosen.only) != set(sections), peers)
+    found = r_packages(*r)
+    if found is None:
+        report.skipped.append(f"R: no Rscript with {', '.join(r)} on this machine")
+    else:
+        report.extra = {"R": found["R"], **{f"R {p}": found[p] for p in r}}
+    for section, measure in sections.items():
+        if section in chosen.only:
+            print(f"{section} ...", flush=True)
+            measure(report, chosen.quick, found is not None)
+    path = report.write(chosen.out)
+    print(path.read_text())
+    print(path)
+    return int(any(goal.binding and not goal.held for goal in report.goals) and not report.quick)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> list[str]:

@@ -9,9 +9,9 @@ statsmodels, scikit-learn; R's MASS where R is there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import _glm_data as data
 import numpy as np
-from _measure import HERE, Goal, Report, Sample, Section, fresh, r_packages, race, spend
+from _measure import HERE, Goal, Report, Sample, Section, fresh, race, run_sections, spend
 
 WORKERS = HERE / "_glm_workers.py"
 COLUMNS = [
@@ -347,27 +347,5 @@ SECTIONS = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smoke run, no figures to quote")
-    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    chosen = parser.parse_args()
-    report = Report("glm", chosen.quick or set(chosen.only) != set(SECTIONS), PEERS)
-    r = r_packages("MASS")
-    if r is None:
-        report.skipped.append("R MASS: no Rscript with the package MASS on this machine")
-    for name in SECTIONS:
-        if name in chosen.only:
-            print(f"{name} ...", flush=True)
-            SECTIONS[name](report, chosen.quick, r is not None)
-    if r is not None:
-        report.extra = {"R": r["R"], "R MASS": r["MASS"]}
-    path = report.write(chosen.out)
-    print(path.read_text())
-    binding = [goal for goal in report.goals if goal.binding]
-    return 0 if all(goal.held for goal in binding) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_sections("glm", SECTIONS, about=__doc__.splitlines()[0], peers=PEERS, r=("MASS",)))

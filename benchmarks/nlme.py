@@ -8,7 +8,6 @@ counts. CPU seconds are user + system of the process and its children (R: proc.t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -28,8 +27,8 @@ from _measure import (
     Section,
     fresh,
     loglik,
-    r_packages,
     race,
+    run_sections,
     spend,
 )
 
@@ -401,27 +400,9 @@ SECTIONS = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smoke run, no figures to quote")
-    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    chosen = parser.parse_args()
-    report = Report("nlme", chosen.quick or set(chosen.only) != set(SECTIONS), ("pynlme",))
-    r = r_packages("nlme")
-    if r is None:
-        report.skipped.append("R nlme: no Rscript with the package nlme on this machine")
-    for name in SECTIONS:
-        if name in chosen.only:
-            print(f"{name} ...", flush=True)
-            SECTIONS[name](report, chosen.quick, r is not None)
-    if r is not None:
-        report.extra = {"R": r["R"], "R nlme": r["nlme"]}
-    path = report.write(chosen.out)
-    print(path.read_text())
-    print(path)
-    return int(any(goal.binding and not goal.held for goal in report.goals) and not report.quick)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        run_sections(
+            "nlme", SECTIONS, about=__doc__.splitlines()[0], peers=("pynlme",), r=("nlme",)
+        )
+    )

@@ -14,6 +14,7 @@ html_theme_options = {"description": project, "page_width": "1100px"}
 html_title = f"jaxnlme {release}"
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 2
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

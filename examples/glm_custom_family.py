@@ -1,6 +1,6 @@
 """A family from one log density, the gradient of a fit, and 200 bootstrap fits in one program.
 
-Daily maxima of ozone follow a Gumbel distribution better than a normal one.
+Afternoon ozone is skewed: a Gumbel distribution suits it better than a normal one.
 Run it: python3 dev.py run python examples/glm_custom_family.py
 """
 

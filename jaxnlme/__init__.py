@@ -34,6 +34,7 @@ from jaxnlme._errors import (
 if TYPE_CHECKING:  # what _LAZY does at run time, for editors and type checkers
     from jaxnlme import (
         batch,
+        calibration,
         datasets,
         design,
         error_models,
@@ -53,9 +54,9 @@ if TYPE_CHECKING:  # what _LAZY does at run time, for editors and type checkers
     from jaxnlme.api.matlab import nlmefit
     from jaxnlme.api.nlme import fit_nlme
     from jaxnlme.design.bases import bs, ns
-    from jaxnlme.results import anova
     from jaxnlme.results.compare import compare, table
     from jaxnlme.results.glm_anova import drop1, step
+    from jaxnlme.results.term_tests import anova
     from jaxnlme.structural import selfstart
 
 __version__ = "0.1.0"
@@ -82,6 +83,7 @@ __all__ = [
     "anova",
     "batch",
     "bs",
+    "calibration",
     "compare",
     "datasets",
     "design",
@@ -109,9 +111,10 @@ __all__ = [
 # Public name -> "module" (the module itself) or "module:attribute".
 _LAZY = {
     "RESULTS": "_results:RESULTS",
-    "anova": "results:anova",
+    "anova": "results.term_tests:anova",
     "batch": "batch",
     "bs": "design.bases:bs",
+    "calibration": "calibration",
     "compare": "results.compare:compare",
     "datasets": "datasets",
     "design": "design",
@@ -140,7 +143,7 @@ _LAZY = {
 _NOT_BUILT = frozenset(
     """
     ChunkSource KFold GroupKFold StratifiedKFold TargetEncoder apply_target_encoding
-    calibration comparisons compat cross_val_score cv_glm explore_data
+    comparisons compat cross_val_score cv_glm explore_data
     fit_by fit_gam fit_mixed forecast gam glm_path gnls grid hypotheses lasso_path
     load nls nls_list nlmefitsa plot_all_smooths plot_smooth pool predictions
     r sklearn slopes smooths target_encode warm_up

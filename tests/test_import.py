@@ -78,8 +78,8 @@ def test_type_checkers_see_the_lazy_names() -> None:
 
 
 def test_names_of_later_issues_say_so() -> None:
-    with pytest.raises(jn.ModelSpecError, match="fit_glm is not built yet"):
-        jn.fit_glm
+    with pytest.raises(jn.ModelSpecError, match="fit_gam is not built yet"):
+        jn.fit_gam
 
 
 def test_unknown_name_gives_the_nearest() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -174,11 +173,3 @@ def _seed(key: Any) -> int:
         raise ModelSpecError(
             f"key={key!r}: give a whole number >= 0 or jax.random.key(...)."
         ) from error
-
-
-def check_numbers(counts: Mapping[str, tuple[Any, int]]) -> None:
-    """Refuse counts that are not whole numbers from their minimum on: ``{name: (value, minimum)}``."""
-    for name, (value, minimum) in counts.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < minimum:
-            raise ModelSpecError(f"{name}={value!r} must be a whole number >= {minimum}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,13 +35,6 @@ METHODS: dict[str, tuple[Callable[[], AbstractMethod], str]] = {
     "LAPLACE": (Laplace, ""),
     "AGQ": (AGQ, ""),
 }
-
-
-def refuse_unknown(unknown: Mapping[str, Any], door: Callable) -> None:
-    """Raise ``TypeError`` naming the first unknown keyword and its nearest neighbours."""
-    for name in unknown:
-        known = [p for p in inspect.signature(door).parameters if p != "unknown"]
-        raise TypeError(f"{door.__name__}: unknown argument {name!r}.{nearest(name, known)}")
 
 
 def read_method(method: str | AbstractMethod) -> tuple[AbstractMethod, str]:

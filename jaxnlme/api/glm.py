@@ -8,12 +8,11 @@ from typing import Any
 
 from jaxnlme._errors import DataError, FormulaError, ModelSpecError
 from jaxnlme._precision import host64
+from jaxnlme.api._arguments import check_numbers, refuse_unknown
 from jaxnlme.api._glm_arrays import read_array_model
 from jaxnlme.api._glm_fit import fit_host
 from jaxnlme.api._glm_formula import read_formula_model
 from jaxnlme.api._glm_warnings import check_fit
-from jaxnlme.api._nlme_fit import check_numbers
-from jaxnlme.api._nlme_options import refuse_unknown
 from jaxnlme.design.expressions import Name, deparse
 from jaxnlme.design.frames import read_frame
 from jaxnlme.design.terms_dict import formula_from_terms

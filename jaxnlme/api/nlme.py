@@ -13,7 +13,8 @@ import numpy as np
 from jaxnlme._errors import DataError, ModelSpecError, nearest, some
 from jaxnlme._precision import host64
 from jaxnlme._typing import Frame
-from jaxnlme.api._nlme_fit import check_numbers, run
+from jaxnlme.api._arguments import check_numbers, refuse_unknown
+from jaxnlme.api._nlme_fit import run
 from jaxnlme.api._nlme_options import (
     check_fix,
     read_fix,
@@ -21,7 +22,6 @@ from jaxnlme.api._nlme_options import (
     read_model,
     read_priors,
     read_start,
-    refuse_unknown,
 )
 from jaxnlme.covariance import pattern_from
 from jaxnlme.design.expressions import free_names, parse_parameter_formulas, parse_tree

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnlme._errors import DataError, DataWarning, ModelSpecError, nearest, some, warn
 from jaxnlme._typing import Array
-from jaxnlme.links import AbstractLink, as_link
+from jaxnlme.links import AbstractLink, as_link, attribute
 
 
 class Parameter(eqx.Module):
@@ -91,47 +91,47 @@ class AbstractFamily(eqx.Module):
     """
 
     # ---- what it is ----------------------------------------------------------------------------
-    @property
+    @attribute
     @abc.abstractmethod
     def name(self) -> str:
         """Name as users spell it."""
 
-    @property
+    @attribute
     @abc.abstractmethod
     def default_link(self) -> AbstractLink:
         """Link of the mean when the user names none."""
 
-    @property
+    @attribute
     def links(self) -> tuple[str, ...]:
         """Links that make sense; empty means all."""
         return ()
 
-    @property
+    @attribute
     def parameters(self) -> tuple[Parameter, ...]:
         """Predictors beside the mean that are estimated with it."""
         return ()
 
-    @property
+    @attribute
     def response_width(self) -> int:
         """Columns of ``y``."""
         return 1
 
-    @property
+    @attribute
     def has_intercept(self) -> bool:
         """False where the family itself holds the constant (ordinal cutpoints)."""
         return True
 
-    @property
+    @attribute
     def mean_name(self) -> str | None:
         """Prefix of the labels of the mean's coefficients (a class of a multinomial response), else None."""
         return None
 
-    @property
+    @attribute
     def columns(self) -> tuple[str, ...]:
         """Data columns that ``read_response`` reads beside the response (bounds of a censored response)."""
         return ()
 
-    @property
+    @attribute
     def formulas(self) -> dict[str, str]:
         """Formulas that were given with the family itself: ``ZeroInflated(..., zero="~ x")``."""
         return {}
@@ -146,37 +146,37 @@ class AbstractFamily(eqx.Module):
         """Sentences about estimated scalar parameters that ran to the edge of their range (host)."""
         return []
 
-    @property
+    @attribute
     def discrete(self) -> bool:
         """True for counts and classes: quantile residuals are randomised."""
         return False
 
-    @property
+    @attribute
     def classes(self) -> tuple | None:
         """Level labels when the mean is a vector of class probabilities, else None."""
         return None
 
-    @property
+    @attribute
     def has_dispersion(self) -> bool:
         """True when ``Var = phi V(mu) / w`` with ``phi`` estimated after the fit (Pearson): t tests, F tests."""
         return False
 
-    @property
+    @attribute
     def has_likelihood(self) -> bool:
         """False for quasi families: ``llf``, ``aic`` are NaN."""
         return True
 
-    @property
+    @attribute
     def canonical(self) -> str | None:
         """Name of the link for which observed and expected information are the same."""
         return None
 
-    @property
+    @attribute
     def fisher_scoring(self) -> bool:
         """True when ``working`` gives the expected information, so that the first step may use it anywhere."""
         return False
 
-    @property
+    @attribute
     def dispersion_name(self) -> str | None:
         """Name of the dispersion as a parameter of :meth:`full_likelihood`; None where there is none."""
         return None
@@ -234,7 +234,7 @@ class AbstractFamily(eqx.Module):
         def gradient(etas):
             return jax.grad(total, has_aux=True)(etas)
 
-        # linearised once: K directions through one traced program, which halves the time to compile
+        # linearised once: K directions through one traced program, K jvps would be traced K times
         slopes, push, rows = jax.linearize(gradient, etas, has_aux=True)
         K = len(etas)
         directions = tuple(

@@ -40,7 +40,9 @@ def read_bound(value: Any, argument: str) -> float | str | None:
     return None if np.isinf(number) else number
 
 
-def bound_values(bound: float | str, response: Response, argument: str, missing: float):
+def bound_values(
+    bound: float | str, response: Response, argument: str, missing: float
+) -> tuple[Any, Any]:
     """Bounds per row (n,) and, for a column of booleans, that column; NaN becomes ``missing``."""
     n = len(response.weights)
     if not isinstance(bound, str):

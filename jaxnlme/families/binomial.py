@@ -40,7 +40,7 @@ def read_proportion(family: str, response: Response) -> tuple[np.ndarray, np.nda
                 f"response {response.name!r} has {values.shape[1]} columns; family {family!r} takes one, or "
                 "two as cbind(success, failure)."
             )
-        bad = (values < 0).any(axis=1)
+        bad = np.any(values < 0, axis=1)
         response.refuse(
             bad,
             "holds negative numbers of successes or failures",

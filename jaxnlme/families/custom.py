@@ -63,13 +63,13 @@ class _Custom(AbstractFamily):
 
 
 def custom(
-    log_prob: Callable[..., Any],
+    log_prob: Any,
     *,
     link: Any = "log",
     name: str = "custom",
     parameters: Mapping[str, Any] | None = None,
-    start: Mapping[str, float] | None = None,
-    variance: Callable[..., Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+    variance: Any = None,
     discrete: bool = False,
 ) -> AbstractFamily:
     """Make a family from one log density.

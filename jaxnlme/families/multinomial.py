@@ -42,7 +42,7 @@ def read_classes(family: str, response: Response) -> tuple[np.ndarray, tuple]:
         )
     if len(levels) < 2:
         raise DataError(
-            f"response {response.name!r} has one level ({levels[0]!r}); nothing to tell apart."
+            f"response {response.name!r} has one level ({some(levels)}); nothing to tell apart."
         )
     return values, tuple(levels)
 

@@ -76,8 +76,11 @@ class Ordinal(AbstractFamily):
     def _probability(self, low: Array | None, high: Array | None) -> Array:
         """``F(high) - F(low)`` in the tail where it is accurate; None: minus or plus infinity."""
         link = self.cdf_link
-        if low is None or high is None:
-            return link.complement(low) if high is None else link.inverse(high)
+        if low is None:
+            assert high is not None
+            return link.inverse(high)
+        if high is None:
+            return link.complement(low)
         below = link.inverse(high) - link.inverse(low)
         above = link.complement(low) - link.complement(high)
         return jnp.where(low > 0, above, below)

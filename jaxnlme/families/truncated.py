@@ -70,10 +70,10 @@ class Truncated(AbstractFamily):
             )
         if self.base.discrete and self.lower == 0:
             self.lower = 1.0
-        numbers = not isinstance(self.lower, str) and not isinstance(self.upper, str)
-        if numbers and None not in (self.lower, self.upper) and self.lower >= self.upper:
+        low, high = self.lower, self.upper
+        if isinstance(low, float) and isinstance(high, float) and low >= high:
             raise ModelSpecError(
-                f"Truncated(lower={self.lower:g}, upper={self.upper:g}): lower must be below upper."
+                f"Truncated(lower={low:g}, upper={high:g}): lower must be below upper."
             )
 
     @property
@@ -150,7 +150,7 @@ class Truncated(AbstractFamily):
 
     def log_tails(self, y, mu, *others):
         value, low, high = self._parts(y, mu)
-        at = value.at[0].set(jnp.clip(value[0], low[0], high[0]))
+        at = jnp.concatenate([jnp.clip(value[:1], low[:1], high[:1]), value[1:]])
         below, above, total = log_stretches(self.base, (low, at, high), mu, others)
         return below - total, above - total
 

@@ -17,7 +17,7 @@ from jaxnlme.glm.evaluate import (
     start_predictors,
     start_working,
 )
-from jaxnlme.numerics.small_linalg import cho_solve_vector, cholesky
+from jaxnlme.numerics.small_linalg import cho_solve, cholesky
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
 _NEARLY = (
@@ -126,8 +126,9 @@ class IRLS(eqx.Module):
                 for i in range(len(weights))
             ),
         )
-        safe = base + damped_solve(gram, target(flat, zero), free)[0]
-        full = base + damped_solve(gram, target(rows, score), free)[0]
+        both = jnp.stack([target(flat, zero), target(rows, score)], axis=1)
+        found = damped_solve(gram, both, free)[0]
+        safe, full = base + found[:, 0], base + found[:, 1]
         safe = jnp.clip(safe, *bounds)
         return safe, jnp.clip(full, *bounds) - safe
 
@@ -222,26 +223,25 @@ class IRLS(eqx.Module):
 
 
 def damped_solve(
-    a: Float[Array, "p p"], rhs: Float[Array, "p"], free: Bool[Array, "p"]
-) -> tuple[Float[Array, "p"], Float[Array, ""]]:
+    a: Float[Array, "p p"], rhs: Float[Array, "p *k"], free: Bool[Array, "p"]
+) -> tuple[Float[Array, "p *k"], Float[Array, ""]]:
     """Solve ``a x = rhs`` over the free coordinates, columns scaled, with one step of refinement.
 
     A matrix that is not positive definite gets the smallest of a few multiples of the identity added
     (after scaling) that makes it so; that multiple is returned, 0 for none.
     """
-    dtype = a.dtype
+    dtype, p = a.dtype, a.shape[0]
     diagonal = jnp.abs(jnp.diagonal(a))
     largest = jnp.max(diagonal, initial=0.0)
     tiny = jnp.finfo(dtype).tiny
     empty = diagonal <= tiny
     scale = jnp.sqrt(jnp.where(empty, jnp.maximum(largest, tiny), diagonal))
-    used = free
-    both = used[:, None] & used[None]
-    scaled = jnp.where(both, a / scale[:, None] / scale[None], 0)
-    scaled = scaled + jnp.diag((~used).astype(dtype))
-    target = jnp.where(used, rhs / scale, 0)
-    floor = 16 * a.shape[0] * jnp.finfo(dtype).eps
-    eye = jnp.eye(a.shape[0], dtype=dtype)
+    scaled = jnp.where(free[:, None] & free[None], a / scale[:, None] / scale[None], 0)
+    scaled = scaled + jnp.diag((~free).astype(dtype))
+    columns = rhs.reshape(p, -1)
+    target = jnp.where(free[:, None], columns / scale[:, None], 0)
+    floor = 16 * p * jnp.finfo(dtype).eps
+    eye = jnp.eye(p, dtype=dtype)
     dampings = jnp.asarray(_DAMPINGS, dtype)
 
     def factor(k):
@@ -259,6 +259,7 @@ def damped_solve(
     first = (jnp.full((), -1, jnp.int32), jnp.zeros_like(eye), jnp.zeros((), bool))
     k, low, good = jax.lax.while_loop(more, body, first)
     low = jnp.where(good, low, eye)
-    x = cho_solve_vector(low, target)
-    x = x + cho_solve_vector(low, target - scaled @ x - dampings[k] * x)
-    return jnp.where(used, x / scale, 0), dampings[k]
+    x = cho_solve(low, target)
+    x = x + cho_solve(low, target - scaled @ x - dampings[k] * x)
+    x = jnp.where(free[:, None], x / scale[:, None], 0)
+    return x.reshape(rhs.shape), dampings[k]

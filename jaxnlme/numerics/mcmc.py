@@ -12,7 +12,7 @@ from jaxnlme._typing import Array, PyTree
 
 __all__ = ["BATCH", "map_points", "run_steps"]
 
-BATCH = 256  # points per pass: beyond it the arrays of a time-stepping model leave the CPU's cache
+BATCH = 128  # points per pass: beyond it the arrays of a time-stepping model leave the CPU's cache
 
 
 def map_points(function: Callable, points: Array, batch: int = BATCH) -> Any:

@@ -105,6 +105,8 @@ def log_gamma_tails(shape: Array, x: Array) -> tuple[Array, Array]:
 def log_beta_tails(a: Array, b: Array, logit_x: Array) -> tuple[Array, Array]:
     """``log P(T <= x)`` and ``log P(T > x)`` of a beta(a, b) variable at ``logit_x = log(x / (1 - x))``.
 
+    Relative accuracy about 1e-11 (1e-9 for shapes of 0.001).
+
     Examples
     --------
     >>> import numpy as np

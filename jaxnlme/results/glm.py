@@ -460,11 +460,12 @@ class GLMResults:
         """
         return tables.vif(self)
 
+    @host64
     def metrics(self, newdata: Any = None) -> dict[str, float]:
         """Return measures of fit on the rows used or on new data with the response.
 
-        Means are weighted by the prior weights. ``deviance mse mae rmse pseudo_r2``; for a 0/1 response also
-        ``accuracy log_loss brier auc c_index gini``.
+        Means are weighted by the prior weights. ``deviance mse mae rmse`` (rows used: ``pseudo_r2``); for a
+        0/1 response also ``accuracy log_loss brier auc c_index gini``.
         """
         return predicting.metrics(self, newdata)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from jaxnlme.design.formula import evaluate_numbers
 from jaxnlme.design.frames import Table
 from jaxnlme.diagnostics.metrics import classification, regression
 from jaxnlme.families import AbstractFamily
-from jaxnlme.results.glm_compute import Respond, respond
+from jaxnlme.glm.drive import host_design
+from jaxnlme.results.glm_compute import Evaluator, Respond, respond
 from jaxnlme.results.glm_spec import read_covariate
 from jaxnlme.results.statistics import check_level, generator, quantile
 
@@ -404,16 +406,34 @@ def metrics(results: GLMResults, newdata: Any) -> dict[str, float]:
             "pseudo_r2": 1 - results.deviance / results.null_deviance,
         }
     else:
-        given = {"exposure": None, "offset": None, "weights": None}
-        new = rows_of(results, newdata, given)
-        y = new_response(results, new.table)
-        mean = _respond(results, linear(results, new, results._host.filled)).mean
-        weights, out = new.weights, {}
-        y, mean, weights = (v[~np.isnan(y)] for v in (y, mean, weights))
+        y, mean, weights, deviance = _new_fit(results, newdata)
+        out = {"deviance": deviance}
     out |= regression(y, mean, weights)
     if np.all((y == 0) | (y == 1)) and np.all((mean >= 0) & (mean <= 1)):
         out |= classification(y, mean, weights)
     return out
+
+
+def _new_fit(results: GLMResults, newdata: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Responses, means and weights of complete new rows, and their deviance at the fit's coefficients."""
+    problem = results._problem
+    if problem.family.response_width > 1:
+        raise ModelSpecError(
+            f"metrics(newdata) is not built for family {problem.family.name!r}, whose response has several "
+            "columns."
+        )
+    new = rows_of(results, newdata, {"exposure": None, "offset": None, "weights": None})
+    y = new_response(results, new.table)
+    live = ~np.isnan(y)
+    rows = dataclasses.replace(
+        problem,
+        designs=tuple(host_design(X[live]) for X in new.designs),
+        offsets=tuple(o[live] for o in new.offsets),
+        y=y[live],
+        weights=new.weights[live],
+    )
+    found = Evaluator(rows, results._host.filled).rows()
+    return y[live], found.mean, new.weights[live], float(np.sum(found.deviance))
 
 
 def new_response(results: GLMResults, table: Table) -> np.ndarray:

@@ -73,7 +73,7 @@ def two_layer(
         return mode, mode
 
     modes = jax.lax.scan(
-        advance, jnp.zeros_like(decay), jnp.asarray(forcing, decay.dtype), unroll=9
+        advance, jnp.zeros_like(decay), jnp.asarray(forcing, decay.dtype), unroll=2
     )[1]
     weight = 1 / (2 * root * C)
     surface = weight * ((a - fast) * modes[:, 0] + (slow - a) * modes[:, 1])

@@ -61,7 +61,7 @@ def evidence(name: str) -> float | None:
 
 # steps, discarded, walkers, ensembles: at least 10 autocorrelation times are discarded
 PLANS = {
-    "gauss2d": (1500, 400, 16, 32), "gauss20d": (4000, 1200, 64, 32), "banana": (6000, 1500, 32, 32),
+    "gauss2d": (1500, 400, 16, 32), "gauss20d": (4000, 1200, 64, 32), "banana": (15000, 5000, 32, 32),
     "mixture": (6000, 1500, 32, 32), "linreg": (2000, 500, 16, 32), "expdecay": (2000, 500, 16, 32),
     "eight_schools": (4000, 1000, 32, 32), "lotka_volterra": (3000, 1000, 32, 24),
     "two_layer": (2500, 800, 32, 16),

@@ -9,7 +9,7 @@ import pytest
 from scipy import special as sp
 
 from jaxnlme.numerics import special
-from jaxnlme.numerics.tails import log_gamma_tails
+from jaxnlme.numerics.tails import log_beta_tails, log_gamma_tails
 
 pytestmark = pytest.mark.x64
 
@@ -56,5 +56,25 @@ def test_gamma_tails():
         shown = want > 1e-290
         np.testing.assert_allclose(
             np.asarray(got)[shown], np.log(want[shown]), rtol=1e-11, atol=1e-11
+        )
+        assert np.all(np.isfinite(np.asarray(got)))
+
+
+def test_beta_tails():
+    """Both tails over shapes of 0.001 to 1e4; 1e-9: the complement of a tail near 1 loses three digits there."""
+    shapes = [1e-3, 0.1, 1.0, 3.0, 1e4]
+    a, b, s = (
+        v.ravel() for v in np.meshgrid(shapes, shapes, [-200.0, -20.0, -0.01, 0.0, 1.0, 15.0])
+    )
+    lower, upper = jax.jit(log_beta_tails)(a, b, s)
+    x, rest = sp.expit(s), sp.expit(-s)
+    wants = (
+        np.where(s < 0, sp.betainc(a, b, x), sp.betaincc(b, a, rest)),
+        np.where(s < 0, sp.betaincc(a, b, x), sp.betainc(b, a, rest)),
+    )
+    for got, want in zip((lower, upper), wants, strict=True):
+        shown = want > 1e-290
+        np.testing.assert_allclose(
+            np.asarray(got)[shown], np.log(want[shown]), rtol=1e-9, atol=1e-9
         )
         assert np.all(np.isfinite(np.asarray(got)))

@@ -318,6 +318,10 @@ def test_metrics_by_hand() -> None:
     new = frame(case("families", "binomial_logit_birthwt"))
     again = fit.metrics(new)
     assert_allclose(again["auc"], auc, rtol=1e-9)
+    assert_allclose(again["deviance"], fit.deviance, rtol=1e-10)
+    assert_allclose(again["brier"], found["brier"], rtol=1e-10)
+    part = fit.metrics(new.iloc[:50])
+    assert_allclose(part["deviance"], np.sum(fit.residuals("deviance")[:50] ** 2), rtol=1e-10)
 
 
 def test_draws(warp: Any) -> None:
@@ -350,6 +354,36 @@ def test_again(warp: Any) -> None:
         warp.refit(-y - 1)
     with pytest.raises(jn.ModelSpecError, match="one positional"):
         warp.update("y ~ x", data)
+
+
+def test_tied_coefficients_count_once() -> None:
+    """An order constraint that binds gives the fit of the merged levels: deviance, errors, df, AIC."""
+    data = frame(case(*WARP)).assign(x=np.arange(54) / 10.0)
+    tied = jn.fit_glm(
+        "breaks ~ tension + x", data, family="poisson",
+        penalty=jn.penalties.Monotone(["tensionM", "tensionH"]),
+    )  # fmt: skip
+    data["merged"] = np.where(data["tension"] == "L", "L", "M or H")
+    merged = jn.fit_glm("breaks ~ merged + x", data, family="poisson")
+    assert_allclose(tied.params["tensionH"], merged.params["mergedM or H"], rtol=1e-7)
+    assert_allclose(tied.bse["tensionM"], merged.bse["mergedM or H"], rtol=1e-6)
+    assert (tied.rank, tied.df_resid) == (merged.rank, merged.df_resid)
+    assert_allclose([tied.deviance, tied.aic], [merged.deviance, merged.aic], rtol=1e-10)
+    with pytest.raises(jn.ModelSpecError, match="without penalty and constraint"):
+        tied.vcov("HC1")
+    with pytest.raises(jn.ModelSpecError, match="without penalty and constraint"):
+        tied.conf_int(method="profile")
+
+
+def test_a_coefficient_at_its_bound_is_marked() -> None:
+    data = frame(case(*WARP)).assign(x=np.arange(54) / 10.0)
+    fit = jn.fit_glm("breaks ~ wool + x", data, family="poisson", bounds={"x": (0.05, None)})
+    held = jn.fit_glm("breaks ~ wool + x", data, family="poisson", fix={"x": 0.05})
+    assert fit.params["x"] == 0.05
+    assert np.isnan(fit.bse["x"])
+    assert "at its bound" in fit.summary()
+    assert_allclose(fit.bse["woolB"], held.bse["woolB"], rtol=1e-8)
+    assert fit.df_resid == held.df_resid == 52
 
 
 def test_results_can_be_copied_and_pickled(warp: Any) -> None:
@@ -443,7 +477,9 @@ def test_diagnostic_plot_shows_the_data_behind_it() -> None:
     assert_allclose(drawn.get_xdata(), data["leverage"])
     assert "Quantile residual" in axes[0].get_ylabel()
     ordinary = jn.fit_glm(
-        "mpg ~ wt", frame(case("families", "gaussian_identity_mtcars")), family="student_t"
+        "mpg ~ wt",
+        frame(case("families", "gaussian_identity_mtcars")),
+        family=jn.families.StudentT(df=4.0),
     )
     assert "by row" in ordinary.plot.diagnostics()[3].get_title(loc="left")  # no leverages
     quasi = fitted("quasi", "quasipoisson_warpbreaks").plot.diagnostics()
