@@ -35,3 +35,13 @@ def x64() -> Iterator[None]:
     """Enter the 64-bit context for one test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Studies take minutes each: they run on request."""
+    if os.environ.get("JAXNLME_STUDIES") == "1":
+        return
+    reason = "a study of minutes: JAXNLME_STUDIES=1 runs it"
+    for item in items:
+        if item.get_closest_marker("study") is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))

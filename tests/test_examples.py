@@ -19,8 +19,20 @@ EXPECTED = {
     "many_fits": "200 of 200 fits converged",
     "matlab_indometh": "beta     [ 2.8277  0.7729  0.4606 -1.3459]",
     "pbg_nested": "  log-likelihood -145.2294",
+    "glm_claims": "Log-likelihood:              -184.371   AIC:                           388.742",
+    "glm_custom_family": "AIC 981.29 (gumbel), 1003.42 (gaussian)",
+    "calibration_climate": "converged: True",
+    "calibration_hare_lynx": "converged: True",
+    "calibration_eight_schools": "log evidence -31.3",
 }
-SLOW = {"many_fits"}
+SLOW = {
+    "many_fits",
+    "glm_claims",
+    "glm_custom_family",
+    "calibration_climate",
+    "calibration_hare_lynx",
+    "calibration_eight_schools",
+}
 
 
 def test_every_example_has_an_expected_line() -> None:

@@ -45,7 +45,10 @@ def read_formula_model(
     covariates = read_covariates(table, weights=weights, offset=offset, exposure=exposure)
     wanted = [*response_columns(lhs), *_columns(rhs)]
     wanted += [c for formula in formulas.values() for c in _columns(split_formula(formula)[1])]
-    for name in (*wanted, *chosen.columns):  # a family's own columns may hold missing values (open intervals)
+    for name in (
+        *wanted,
+        *chosen.columns,
+    ):  # a family's own columns may hold missing values (open intervals)
         table.column(name)
     rows = select_rows(table, wanted, missing=missing)
     used, n = table.take(rows), len(rows)

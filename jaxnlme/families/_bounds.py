@@ -54,13 +54,13 @@ def bound_values(
     return np.where(np.isnan(column), missing, column), None
 
 
-def log_between(family: AbstractFamily, low: Array, high: Array, mu: Array, others: tuple) -> Array:
+def log_between(family: AbstractFamily, low: Array, high: Array, mu: Any, others: tuple) -> Array:
     """``log P(low < Y <= high)`` from the tail where it is accurate; bounds (d, ...) may be infinite."""
     return log_stretches(family, (low, high), mu, others)[0]
 
 
 def log_stretches(
-    family: AbstractFamily, bounds: tuple[Array, ...], mu: Array, others: tuple
+    family: AbstractFamily, bounds: tuple[Array, ...], mu: Any, others: tuple
 ) -> list[Array]:
     """``log P(a < Y <= b)`` for each neighbouring pair of rising bounds, and last from the first to the last.
 

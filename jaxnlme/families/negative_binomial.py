@@ -107,7 +107,7 @@ class NegativeBinomialFixed(_Counts, AbstractExponentialFamily):
     def _size(self, mu, others):
         return self.theta
 
-    def _theta(self, mu: Array) -> Array:
+    def _theta(self, mu: Any) -> Array:
         return jnp.broadcast_to(jnp.asarray(self.theta, mu.dtype), mu.shape)
 
     def variance(self, mu):

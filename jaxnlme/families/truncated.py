@@ -115,7 +115,7 @@ class Truncated(AbstractFamily):
     def valid(self, mu, *others):
         return self.base.valid(mu, *others)
 
-    def _parts(self, y: Array, mu: Array) -> tuple[Array, Array, Array]:
+    def _parts(self, y: Any, mu: Any) -> tuple[Array, Array, Array]:
         """The value with the base's rows, and both bounds (lower exclusive) with them: (d, ...)."""
         rows = [y] if self.response_width == 1 else list(y)
         value, rest = rows[0], rows[1:]
@@ -129,10 +129,10 @@ class Truncated(AbstractFamily):
         low = low - 1 if self.base.discrete else low
         return tuple(jnp.stack([row, *rest]) for row in (value, low, high))  # type: ignore[return-value]
 
-    def _point(self, rows: Array) -> Array:
+    def _point(self, rows: Any) -> Array:
         return rows if rows.shape[0] > 1 else rows[0]
 
-    def _log_inside(self, low: Array, high: Array, mu: Array, others: tuple) -> Array:
+    def _log_inside(self, low: Array, high: Array, mu: Any, others: tuple) -> Array:
         """``log P(lower <= Y <= upper)``."""
         if self.base.discrete and self.lower == 1 and self.upper is None:
             zero = self._point(jnp.zeros_like(low).at[1:].set(low[1:]))

@@ -195,7 +195,7 @@ class Hurdle(_WithZeros):
 
     name = "hurdle"
 
-    def _log_positive(self, mu: Array, rest: tuple) -> Array:
+    def _log_positive(self, mu: Any, rest: tuple) -> Array:
         """``log P(Y > 0)`` of the base family."""
         if not self.base.discrete:
             return jnp.zeros_like(mu)

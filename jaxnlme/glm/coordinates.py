@@ -10,7 +10,9 @@ ALIAS = 1e-11  # R's glm: min(1e-7, epsilon / 1000)
 SUSPECT = (
     1e-10  # squared pivot of the scaled Gram matrix below which columns are looked at one by one
 )
-ORTHOGONAL = SUSPECT  # ... below which the fit runs on an orthogonal basis: the inverse of the Gram matrix
+ORTHOGONAL = (
+    SUSPECT  # ... below which the fit runs on an orthogonal basis: the inverse of the Gram matrix
+)
 # has lost half the digits of the standard errors there (2.7e-3 seen at a condition number of 1e7)
 
 

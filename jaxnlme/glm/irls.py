@@ -150,9 +150,7 @@ class IRLS(eqx.Module):
         direction, damping = damped_solve(new.gram, new.score, free)
         decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
         infinite = jnp.full((), jnp.inf, dtype)
-        ratio = jnp.where(
-            jnp.isfinite(state.decrement), decrement / state.decrement, infinite
-        )
+        ratio = jnp.where(jnp.isfinite(state.decrement), decrement / state.decrement, infinite)
         smooth = ratio < _SLOW
         given = jnp.zeros((), bool)
         if not has_newton(layout):  # the matrix to begin with may do for another step
@@ -163,7 +161,9 @@ class IRLS(eqx.Module):
         if has_newton(layout):  # the last pass is for the expected information, which is reported
             report = ~state.newton
             newton = ~small
-            if layout.family.fisher_scoring:  # expected information far from the optimum: never indefinite
+            if (
+                layout.family.fisher_scoring
+            ):  # expected information far from the optimum: never indefinite
                 newton = newton & (decrement <= _CLOSE * new.scale)
         else:
             report, newton = jnp.ones((), bool), jnp.zeros((), bool)

@@ -7,6 +7,8 @@ the gamma functions are a fixed shift by 8 and Stirling's series (Abramowitz and
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ _HALF_LOG_2PI = 0.9189385332046727
 _LOG_SQRT_2PI = _HALF_LOG_2PI
 
 
-def _series(coefficients: tuple[float, ...], t: Array) -> Array:
+def _series(coefficients: tuple[float, ...], t: Any) -> Array:
     """``c0 + c1 t + c2 t^2 + ...``."""
     total = jnp.full_like(t, coefficients[-1])
     for c in reversed(coefficients[:-1]):
@@ -50,13 +52,13 @@ def _series(coefficients: tuple[float, ...], t: Array) -> Array:
     return total
 
 
-def _float(x: Array) -> Array:
+def _float(x: Any) -> Array:
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
 @jax.custom_jvp
-def log_gamma(x: Array) -> Array:
+def log_gamma(x: Any) -> Array:
     """Logarithm of the gamma function for ``x > 0``, with derivatives of every order.
 
     Error 1e-14 relative, absolute near the zeros at 1 and 2.
@@ -79,7 +81,7 @@ def log_gamma(x: Array) -> Array:
 
 
 @jax.custom_jvp
-def digamma(x: Array) -> Array:
+def digamma(x: Any) -> Array:
     """Derivative of :func:`log_gamma`."""
     x = _float(x)
     small = x < _SHIFT
@@ -90,7 +92,7 @@ def digamma(x: Array) -> Array:
 
 
 @jax.custom_jvp
-def trigamma(x: Array) -> Array:
+def trigamma(x: Any) -> Array:
     """Second derivative of :func:`log_gamma`."""
     x = _float(x)
     small = x < _SHIFT
@@ -100,7 +102,7 @@ def trigamma(x: Array) -> Array:
     return r + 0.5 * r * r + r**3 * _series(_PSI1, r * r) + jnp.where(small, gain, 0)
 
 
-def tetragamma(x: Array) -> Array:
+def tetragamma(x: Any) -> Array:
     """Third derivative of :func:`log_gamma`; its own derivative by differentiation of the series."""
     x = _float(x)
     small = x < _SHIFT
@@ -128,12 +130,12 @@ def _trigamma_jvp(primals, tangents):
     return trigamma(x), tetragamma(x) * t
 
 
-def log_factorial(y: Array) -> Array:
+def log_factorial(y: Any) -> Array:
     """``log y!``."""
     return log_gamma(_float(y) + 1)
 
 
-def log_beta(a: Array, b: Array) -> Array:
+def log_beta(a: Any, b: Any) -> Array:
     """Logarithm of the beta function; stable when one argument is much larger than the other."""
     large, small = jnp.maximum(a, b), jnp.minimum(a, b)
     return log_gamma(small) - log_rising(large, small) - small * jnp.log(large)
@@ -142,7 +144,7 @@ def log_beta(a: Array, b: Array) -> Array:
 # ---- log Gamma(theta + y) - log Gamma(theta) - y log theta ------------------------------------------
 
 
-def _rising_shift(theta: Array, y: Array) -> tuple[Array, Array, Array]:
+def _rising_shift(theta: Any, y: Any) -> tuple[Array, Array, Array]:
     """Where the shift is needed, the shifted argument and the log of the product ratio."""
     small = theta < _SHIFT
     z = jnp.where(small, theta + _SHIFT, theta)
@@ -155,7 +157,7 @@ def _rising_shift(theta: Array, y: Array) -> tuple[Array, Array, Array]:
 
 
 @jax.custom_jvp
-def log_rising(theta: Array, y: Array) -> Array:
+def log_rising(theta: Any, y: Any) -> Array:
     """``log Gamma(theta + y) - log Gamma(theta) - y log theta`` for ``theta > 0``, ``y >= 0``.
 
     Tends to 0 as ``theta`` grows, without the cancellation of the two log-gammas; so do its derivatives.
@@ -176,7 +178,7 @@ def log_rising(theta: Array, y: Array) -> Array:
 
 
 @jax.custom_jvp
-def _rising_slope(theta: Array, y: Array) -> Array:
+def _rising_slope(theta: Any, y: Any) -> Array:
     """Derivative by theta: ``psi(theta + y) - psi(theta) - y / theta``."""
     small = theta < _SHIFT
     z = jnp.where(small, theta + _SHIFT, theta)
@@ -187,7 +189,7 @@ def _rising_slope(theta: Array, y: Array) -> Array:
     return value + jnp.where(small, gain, 0) - y / theta
 
 
-def _rising_curvature(theta: Array, y: Array) -> Array:
+def _rising_curvature(theta: Any, y: Any) -> Array:
     """Second derivative by theta: ``psi'(theta + y) - psi'(theta) + y / theta^2``."""
     small = theta < _SHIFT
     z = jnp.where(small, theta + _SHIFT, theta)
@@ -214,7 +216,7 @@ def _rising_slope_jvp(primals, tangents):
     return _rising_slope(theta, y), _rising_curvature(theta, y) * dtheta + by_y * dy
 
 
-def log_rising_derivatives(theta: Array, y: Array) -> tuple[Array, Array, Array]:
+def log_rising_derivatives(theta: Any, y: Any) -> tuple[Array, Array, Array]:
     """:func:`log_rising` with its first and second derivatives by ``theta``, for hand-written Newton steps."""
     return log_rising(theta, y), _rising_slope(theta, y), _rising_curvature(theta, y)
 
@@ -222,7 +224,7 @@ def log_rising_derivatives(theta: Array, y: Array) -> tuple[Array, Array, Array]
 # ---- logarithms without cancellation ----------------------------------------------------------------
 
 
-def deviance_gap(t: Array) -> Array:
+def deviance_gap(t: Any) -> Array:
     """``t - log(1 + t)`` for ``t > -1``: never negative, exact for tiny ``t``, inf at -1.
 
     The building block of unit deviances. Near 0 with ``r = t / (2 + t)`` as
@@ -244,7 +246,7 @@ def deviance_gap(t: Array) -> Array:
     return jnp.where(near, r * safe - 2 * r**3 * series, far - jnp.log1p(far))
 
 
-def log1mexp(x: Array) -> Array:
+def log1mexp(x: Any) -> Array:
     """``log(1 - exp(x))`` for ``x <= 0``, accurate at both ends (Maechler 2012)."""
     x = jnp.minimum(_float(x), 0)
     close = x > -0.6931471805599453
@@ -254,7 +256,7 @@ def log1mexp(x: Array) -> Array:
     return jnp.where(x < 0, value, -jnp.inf)
 
 
-def log_diff_exp(a: Array, b: Array) -> Array:
+def log_diff_exp(a: Any, b: Any) -> Array:
     """``log(exp(a) - exp(b))`` for ``a >= b``; ``b`` may be -inf."""
     none = jnp.isneginf(b)
     safe = jnp.where(none, a - 1, b)
@@ -264,14 +266,14 @@ def log_diff_exp(a: Array, b: Array) -> Array:
 # ---- normal tails -----------------------------------------------------------------------------------
 
 
-def ndtr(x: Array) -> Array:
+def ndtr(x: Any) -> Array:
     """Normal distribution function."""
     x = _float(x)
     return 0.5 * erfc(-x * jnp.asarray(np.sqrt(0.5), x.dtype))
 
 
 @jax.custom_jvp
-def log_ndtr(x: Array) -> Array:
+def log_ndtr(x: Any) -> Array:
     """Logarithm of the normal distribution function, with stable derivatives in both tails.
 
     Examples
@@ -289,7 +291,7 @@ def log_ndtr(x: Array) -> Array:
 
 
 @jax.custom_jvp
-def _mills(x: Array) -> Array:
+def _mills(x: Any) -> Array:
     """``phi(x) / Phi(x)``."""
     root = jnp.asarray(np.sqrt(0.5), x.dtype)
     low = x < 0

@@ -91,7 +91,7 @@ FAST = [("gauss2d_a", "stretch"), ("gauss20d_a", "de"), ("linreg_a", "walk"), ("
         ("two_layer_offset_a", "mix")]  # fmt: skip
 GRID = [(name, moves) for name in posteriors.NAMES for moves in MOVES if (name, moves) not in FAST]
 CASES = [pytest.param(*c, id="-".join(c)) for c in FAST]
-CASES += [pytest.param(*c, id="-".join(c), marks=pytest.mark.slow) for c in GRID]
+CASES += [pytest.param(*c, id="-".join(c), marks=pytest.mark.study) for c in GRID]
 
 
 @pytest.mark.parametrize(("name", "moves"), CASES)

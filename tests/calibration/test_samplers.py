@@ -34,7 +34,7 @@ NUTS_FAST, MCLMC_FAST, SMC_FAST = ["linreg_a"], ["gauss2d_a"], ["mixture_a"]
 
 
 @pytest.mark.parametrize(
-    "name", NUTS_FAST + [pytest.param(n, marks=pytest.mark.slow) for n in UNIMODAL if n not in NUTS_FAST]
+    "name", NUTS_FAST + [pytest.param(n, marks=pytest.mark.study) for n in UNIMODAL if n not in NUTS_FAST]
 )  # fmt: skip
 def test_nuts(name: str) -> None:
     """24 (20-D: 40) independent chains."""
@@ -43,7 +43,7 @@ def test_nuts(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", MCLMC_FAST + [pytest.param(n, marks=pytest.mark.slow) for n in UNIMODAL if n not in MCLMC_FAST]
+    "name", MCLMC_FAST + [pytest.param(n, marks=pytest.mark.study) for n in UNIMODAL if n not in MCLMC_FAST]
 )  # fmt: skip
 def test_adjusted_mclmc(name: str) -> None:
     chain = gradient(name, "mclmc", 40 if "gauss20d" in name else 24, 2500)
@@ -53,7 +53,7 @@ def test_adjusted_mclmc(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     SMC_FAST
-    + [pytest.param(n, marks=pytest.mark.slow) for n in posteriors.NAMES if n not in SMC_FAST],
+    + [pytest.param(n, marks=pytest.mark.study) for n in posteriors.NAMES if n not in SMC_FAST],
 )
 def test_smc_moments_and_evidence(name: str) -> None:
     """Evidence within 3 standard errors of the stored one, 0 for normalised densities."""

@@ -328,17 +328,15 @@ def test_distribution_function_quantiles_and_draws(name):
         assert abs(draws.mean() - mean) < 4.5 * error
 
 
-QUICK = {"gaussian_sigma", "poisson", "negative_binomial_theta", "gamma_dispersion"}
+TAILS = [
+    name
+    for name, case in CASES.items()
+    if type(case.family).log_tails is not AbstractFamily.log_tails
+    and not case.family.has_dispersion
+]
 
 
-def tail_cases():
-    for name, case in CASES.items():
-        has_tails = type(case.family).log_tails is not AbstractFamily.log_tails
-        if has_tails and not case.family.has_dispersion:
-            yield name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", list(tail_cases()))
+@pytest.mark.parametrize("name", TAILS)
 def test_traced_tails(name):
     """log P(Y <= y) and log P(Y > y) against scipy, 1e-9; derivatives by differences, 1e-5."""
     case = CASES[name]
