@@ -119,7 +119,7 @@ class ZeroInflated(_WithZeros):
     >>> one = np.float32(1.0)
     >>> family = ZeroInflated("poisson")
     >>> round(float(family.log_prob(0 * one, one, 0.25 * one)), 4)
-    -0.6428
+    -0.6426
     """
 
     name = "zero_inflated"

@@ -165,8 +165,8 @@ def log_rising(theta: Any, y: Any) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> round(float(log_rising(np.float32(2.0), np.float32(1.0))), 6)
-    0.0
+    >>> round(float(log_rising(np.float32(2.0), np.float32(2.0))), 4)
+    0.4055
     """
     theta, y = jnp.broadcast_arrays(_float(theta), _float(y))
     small, z, ratio = _rising_shift(theta, y)
@@ -234,8 +234,8 @@ def deviance_gap(t: Any) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> float(deviance_gap(np.float32(1e-10))) == np.float32(5e-21)
-    True
+    >>> f"{float(deviance_gap(np.float32(1e-10))):.3e}"
+    '5.000e-21'
     """
     t = _float(t)
     near = jnp.abs(t) < 0.25
