@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before jaxnlme is imported: only modules imported after the hook are checked.
 if os.environ.get("JAXNLME_TYPECHECK", "1") != "0" and "jaxnlme" not in sys.modules:
@@ -45,3 +46,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("study") is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+_MOST_MAPS = 30_000  # of 65,530 that Linux allows a process
+_ran = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Let compiled programs go before their memory maps run out: XLA then crashes the process."""
+    global _ran
+    _ran += 1
+    maps = Path("/proc/self/maps")
+    if _ran % 10 == 0 and maps.exists():
+        with maps.open("rb") as file:
+            count = sum(1 for _ in file)
+        if count > _MOST_MAPS:
+            jax.clear_caches()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme._errors import DataError, ModelSpecError
-from jaxnlme.families._base import AbstractFamily, Prepared
+from jaxnlme.families._base import Prepared
 from jaxnlme.families._bounds import (
     bound_values,
     check_order,
@@ -18,9 +18,10 @@ from jaxnlme.families._bounds import (
     log_between,
     read_bound,
 )
+from jaxnlme.families._wrapped import AbstractWrapped
 
 
-class Censored(AbstractFamily):
+class Censored(AbstractWrapped):
     """A family whose responses are observed up to limits.
 
     Parameters
@@ -64,7 +65,6 @@ class Censored(AbstractFamily):
     ('died',)
     """
 
-    base: AbstractFamily
     left: Any = eqx.field(static=True)
     right: Any = eqx.field(static=True)
     interval: Any = eqx.field(static=True)
@@ -108,35 +108,8 @@ class Censored(AbstractFamily):
         return (*named, *(self.interval or ()), *self.base.columns)
 
     @property
-    def default_link(self):
-        return self.base.default_link
-
-    @property
-    def links(self):
-        return self.base.links
-
-    @property
-    def parameters(self):
-        return self.base.parameters
-
-    @property
-    def formulas(self):
-        return self.base.formulas
-
-    @property
-    def discrete(self):
-        return self.base.discrete
-
-    @property
-    def dispersion_name(self):
-        return self.base.dispersion_name
-
-    @property
     def response_width(self):
         return 1 + self.base.response_width
-
-    def valid(self, mu, *others):
-        return self.base.valid(mu, *others)
 
     def log_prob(self, y, mu, *others):
         low, high, rest = y[0], y[1], y[2:]

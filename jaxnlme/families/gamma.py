@@ -7,14 +7,12 @@ import numpy as np
 
 from jaxnlme.families._base import (
     AbstractExponentialFamily,
-    AbstractFamily,
-    Parameter,
     dispersion_of,
     need_positive,
     need_variation,
-    weighted_mean,
 )
-from jaxnlme.links import Inverse, Log
+from jaxnlme.families._wrapped import WithDispersion
+from jaxnlme.links import Inverse
 from jaxnlme.numerics.special import deviance_gap, log_gamma
 from jaxnlme.numerics.tails import log_gamma_tails
 
@@ -32,27 +30,7 @@ def _refuse(response):
     need_variation(response, "the dispersion would be 0")
 
 
-class _GammaShape(AbstractFamily):
-    """Distribution functions shared by both forms; ``phi`` is the last parameter."""
-
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return stats.gamma.cdf(y, 1 / phi, scale=np.asarray(mu) * phi)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return stats.gamma.ppf(p, 1 / phi, scale=np.asarray(mu) * phi)
-
-    def sample(self, rng, weights, mu, *others):
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return rng.gamma(1 / phi, np.asarray(mu) * phi)
-
-
-class Gamma(_GammaShape, AbstractExponentialFamily):
+class Gamma(AbstractExponentialFamily):
     """Positive responses with ``Var = phi mu^2 / w``; default link inverse, as in R.
 
     ``llf`` is taken at ``phi = deviance / sum(w)``, as in R. With ``parameters={"dispersion": ...}`` mean
@@ -72,7 +50,7 @@ class Gamma(_GammaShape, AbstractExponentialFamily):
     dispersion_name = "dispersion"
 
     def full_likelihood(self):
-        return GammaDispersion()
+        return WithDispersion(self)
 
     def variance(self, mu):
         return mu**2
@@ -95,33 +73,21 @@ class Gamma(_GammaShape, AbstractExponentialFamily):
     def check_response(self, response):
         _refuse(response)
 
+    def cdf(self, y, mu, *others, weights=None):
+        from scipy import stats
 
-class GammaDispersion(_GammaShape, AbstractFamily):
-    """Gamma responses whose dispersion has its own predictor (log link)."""
+        phi = dispersion_of(others, weights)
+        return stats.gamma.cdf(y, 1 / phi, scale=np.asarray(mu) * phi)
 
-    name = "gamma"
-    default_link = Inverse()
-    dispersion_name = "dispersion"
+    def quantile(self, p, mu, *others, weights=None):
+        from scipy import stats
 
-    @property
-    def parameters(self):
-        return (Parameter("dispersion", Log()),)
+        phi = dispersion_of(others, weights)
+        return stats.gamma.ppf(p, 1 / phi, scale=np.asarray(mu) * phi)
 
-    def valid(self, mu, *others):
-        return jnp.isfinite(mu) & (mu > 0) & (others[0] > 0)
-
-    def log_prob(self, y, mu, *others):
-        return gamma_log_density(y, mu, others[0])
-
-    def variance_of(self, mu, *others):
-        return others[0] * mu**2
-
-    def check_response(self, response):
-        _refuse(response)
-
-    def start_others(self, y, weights):
-        centre = weighted_mean(y, weights)
-        return (weighted_mean((y / centre - 1) ** 2, weights),)
+    def sample(self, rng, weights, mu, *others):
+        phi = dispersion_of(others, weights)
+        return rng.gamma(1 / phi, np.asarray(mu) * phi)
 
     def log_tails(self, y, mu, *others):
         (phi,) = others

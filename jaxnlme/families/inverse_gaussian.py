@@ -7,14 +7,12 @@ import numpy as np
 
 from jaxnlme.families._base import (
     AbstractExponentialFamily,
-    AbstractFamily,
-    Parameter,
     dispersion_of,
     need_positive,
     need_variation,
-    weighted_mean,
 )
-from jaxnlme.links import InverseSquare, Log
+from jaxnlme.families._wrapped import WithDispersion
+from jaxnlme.links import InverseSquare
 from jaxnlme.numerics.special import log1mexp, log_ndtr
 
 
@@ -28,27 +26,7 @@ def _refuse(response):
     need_variation(response, "the dispersion would be 0")
 
 
-class _Distribution(AbstractFamily):
-    """Distribution functions shared by both forms; ``phi`` is the last parameter."""
-
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return stats.invgauss.cdf(y, np.asarray(mu) * phi, scale=1 / phi)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return stats.invgauss.ppf(p, np.asarray(mu) * phi, scale=1 / phi)
-
-    def sample(self, rng, weights, mu, *others):
-        phi = dispersion_of(others, weights if self.has_dispersion else None)
-        return rng.wald(mu, np.broadcast_to(1 / phi, np.shape(mu)))
-
-
-class InverseGaussian(_Distribution, AbstractExponentialFamily):
+class InverseGaussian(AbstractExponentialFamily):
     """Positive responses with ``Var = phi mu^3 / w``; default link inverse_square, as in R.
 
     ``llf`` is taken at ``phi = deviance / sum(w)``, as in R. With ``parameters={"dispersion": ...}`` mean
@@ -62,7 +40,7 @@ class InverseGaussian(_Distribution, AbstractExponentialFamily):
     dispersion_name = "dispersion"
 
     def full_likelihood(self):
-        return InverseGaussianDispersion()
+        return WithDispersion(self)
 
     def variance(self, mu):
         return mu**3
@@ -85,33 +63,21 @@ class InverseGaussian(_Distribution, AbstractExponentialFamily):
     def check_response(self, response):
         _refuse(response)
 
+    def cdf(self, y, mu, *others, weights=None):
+        from scipy import stats
 
-class InverseGaussianDispersion(_Distribution, AbstractFamily):
-    """Inverse Gaussian responses whose dispersion has its own predictor (log link)."""
+        phi = dispersion_of(others, weights)
+        return stats.invgauss.cdf(y, np.asarray(mu) * phi, scale=1 / phi)
 
-    name = "inverse_gaussian"
-    default_link = InverseSquare()
-    dispersion_name = "dispersion"
+    def quantile(self, p, mu, *others, weights=None):
+        from scipy import stats
 
-    @property
-    def parameters(self):
-        return (Parameter("dispersion", Log()),)
+        phi = dispersion_of(others, weights)
+        return stats.invgauss.ppf(p, np.asarray(mu) * phi, scale=1 / phi)
 
-    def valid(self, mu, *others):
-        return jnp.isfinite(mu) & (mu > 0) & (others[0] > 0)
-
-    def log_prob(self, y, mu, *others):
-        return _log_density(y, mu, others[0])
-
-    def variance_of(self, mu, *others):
-        return others[0] * mu**3
-
-    def check_response(self, response):
-        _refuse(response)
-
-    def start_others(self, y, weights):
-        centre = weighted_mean(y, weights)
-        return (weighted_mean((y - centre) ** 2, weights) / centre**3,)
+    def sample(self, rng, weights, mu, *others):
+        phi = dispersion_of(others, weights)
+        return rng.wald(mu, np.broadcast_to(1 / phi, np.shape(mu)))
 
     def log_tails(self, y, mu, *others):
         """From ``Phi(r (y/mu - 1))``, its complement and ``exp(2/(mu phi)) Phi(-r (y/mu + 1))``."""

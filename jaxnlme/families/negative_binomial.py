@@ -104,6 +104,10 @@ class NegativeBinomialFixed(_Counts, AbstractExponentialFamily):
     default_link = Log()
     discrete = True
 
+    def __repr__(self) -> str:
+        known = isinstance(self.theta, int | float | np.number | np.ndarray)
+        return f"NegativeBinomial(theta={f'{float(self.theta):.4f}' if known else self.theta})"
+
     def _size(self, mu, others):
         return self.theta
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnlme._errors import DataError, ModelSpecError
 from jaxnlme._typing import Array
-from jaxnlme.families._base import AbstractFamily, Prepared
+from jaxnlme.families._base import Prepared
 from jaxnlme.families._bounds import (
     bound_values,
     check_order,
@@ -20,10 +20,11 @@ from jaxnlme.families._bounds import (
     log_stretches,
     read_bound,
 )
+from jaxnlme.families._wrapped import AbstractWrapped
 from jaxnlme.numerics.special import log1mexp
 
 
-class Truncated(AbstractFamily):
+class Truncated(AbstractWrapped):
     """A family given that its values lie in ``[lower, upper]``, both inclusive.
 
     Parameters
@@ -55,7 +56,6 @@ class Truncated(AbstractFamily):
     -0.5413
     """
 
-    base: AbstractFamily
     lower: Any = eqx.field(static=True)
     upper: Any = eqx.field(static=True)
 
@@ -84,36 +84,9 @@ class Truncated(AbstractFamily):
         )
 
     @property
-    def default_link(self):
-        return self.base.default_link
-
-    @property
-    def links(self):
-        return self.base.links
-
-    @property
-    def parameters(self):
-        return self.base.parameters
-
-    @property
-    def formulas(self):
-        return self.base.formulas
-
-    @property
-    def discrete(self):
-        return self.base.discrete
-
-    @property
-    def dispersion_name(self):
-        return self.base.dispersion_name
-
-    @property
     def response_width(self):
         given = sum(isinstance(v, str) for v in (self.lower, self.upper))
         return given + self.base.response_width
-
-    def valid(self, mu, *others):
-        return self.base.valid(mu, *others)
 
     def _parts(self, y: Any, mu: Any) -> tuple[Array, Array, Array]:
         """The value with the base's rows, and both bounds (lower exclusive) with them: (d, ...)."""

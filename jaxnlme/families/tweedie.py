@@ -244,6 +244,9 @@ class TweedieFixed(_Compound, AbstractExponentialFamily):
     has_dispersion = True
     dispersion_name = "dispersion"
 
+    def __repr__(self) -> str:
+        return f"Tweedie(power={self.power:g})"
+
     @property
     def has_likelihood(self):
         return 1 < self.power < 2 or self.power in (0, 2, 3)

@@ -11,16 +11,16 @@ import numpy as np
 
 from jaxnlme._errors import DataError, ModelSpecError
 from jaxnlme._typing import Array
-from jaxnlme.families._base import AbstractFamily, Parameter, Prepared, weighted_mean
+from jaxnlme.families._base import Parameter, Prepared, weighted_mean
 from jaxnlme.families._registry import as_family
+from jaxnlme.families._wrapped import AbstractWrapped
 from jaxnlme.links import AbstractLink, as_link
 from jaxnlme.numerics.special import log1mexp
 
 
-class _WithZeros(AbstractFamily):
+class _WithZeros(AbstractWrapped):
     """A base family and the probability ``zero``, the last parameter."""
 
-    base: AbstractFamily
     zero_formula: str = eqx.field(static=True)
     zero_link: AbstractLink
 
@@ -34,14 +34,6 @@ class _WithZeros(AbstractFamily):
         self.base, self.zero_formula, self.zero_link = base, _formula(zero), as_link(link)
 
     @property
-    def default_link(self):
-        return self.base.default_link
-
-    @property
-    def links(self):
-        return self.base.links
-
-    @property
     def parameters(self):
         zero = Parameter("zero", self.zero_link, self.zero_formula, listed=True)
         return (*self.base.parameters, zero)
@@ -49,10 +41,6 @@ class _WithZeros(AbstractFamily):
     @property
     def formulas(self):
         return {"zero": self.zero_formula}
-
-    @property
-    def discrete(self):
-        return self.base.discrete
 
     def valid(self, mu, *others):
         return self.base.valid(mu, *others[:-1]) & (others[-1] > 0) & (others[-1] < 1)

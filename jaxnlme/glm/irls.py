@@ -206,7 +206,7 @@ class IRLS(eqx.Module):
         """Whether to stop, and why."""
         done = state.done
         stuck = state.fraction < _SMALLEST_STEP
-        late = state.num_passes >= max_steps + 2
+        late = state.num_passes >= max_steps
         # a step that no longer moves the objective by more than rounding is the end, too
         eps = jnp.finfo(state.gram.dtype).eps
         rounded = stuck & (state.decrement <= 1e3 * eps * jnp.abs(state.objective))
