@@ -120,7 +120,7 @@ def fit_glm(
     >>> insurance = jn.datasets.load("insurance")
     >>> fit = jn.fit_glm("Claims ~ Group + Age", insurance, family="poisson", exposure="Holders")
     >>> round(fit.params["(Intercept)"], 4)
-    -1.8105
+    -1.7953
     """
     refuse_unknown(unknown, fit_glm)
     check_numbers({"max_steps": (max_steps, 1)})

@@ -49,10 +49,10 @@ def normal_quantile(p: Any) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         s = np.sqrt(-np.log(tail))
         outer = np.where(s <= 5, _ratio(s - 1.6, _C, _D), _ratio(s - 5, _E, _F))
-    return np.where(np.abs(q) <= 0.425, middle, np.where(q < 0, -outer, outer))
+    return np.asarray(np.where(np.abs(q) <= 0.425, middle, np.where(q < 0, -outer, outer)))
 
 
-def _ratio(x: np.ndarray, top: tuple[float, ...], bottom: tuple[float, ...]) -> np.ndarray:
+def _ratio(x: Any, top: tuple[float, ...], bottom: tuple[float, ...]) -> Any:
     return np.polyval(top[::-1], x) / np.polyval(bottom[::-1], x)
 
 
