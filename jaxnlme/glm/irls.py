@@ -158,6 +158,10 @@ class IRLS(eqx.Module):
         limit = self.threshold(new.scale, trial, new.gram)
         # the step at hand is still taken: a fit that converges quadratically is then at the optimum
         small = (decrement <= limit) | (smooth & (decrement <= _NEARLY * limit))
+        # rounding: steps of a millionth of a standard error that no longer shrink
+        eps = jnp.finfo(dtype).eps
+        noise = (ratio > 0.25) & jnp.isfinite(ratio) & (decrement <= max(1e-12, eps) * new.scale)
+        small = small | noise
         if has_newton(layout):  # the last pass is for the expected information, which is reported
             report = ~state.newton
             newton = ~small

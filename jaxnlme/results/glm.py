@@ -307,6 +307,7 @@ class GLMResults:
         return conditional.leverage(self._bread[:p, :p])
 
     @functools.cached_property
+    @host64
     def _llf_dispersion(self) -> float | None:
         family, live = self._problem.family, self._problem.weights > 0
         if not (family.has_likelihood and family.has_dispersion):
