@@ -178,7 +178,10 @@ def run_sections(
     parser.add_argument("--only", nargs="+", choices=sorted(sections), default=list(sections))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     chosen = parser.parse_args()
-    report = Report(name, chosen.quick or set(chosen.only) != set(sections), peers)
+    left_out = [section for section in sections if section not in chosen.only]
+    report = Report(f"{name}-partial" if left_out else name, chosen.quick, peers)
+    if left_out:
+        report.skipped.append(f"sections left out: {', '.join(left_out)}")
     found = r_packages(*r)
     if found is None:
         report.skipped.append(f"R: no Rscript with {', '.join(r)} on this machine")
