@@ -28,7 +28,7 @@ TOOLS = ROOT / ".tools"
 LOCK = ROOT / "requirements.lock"
 STAMPS = VENV / ".jaxnlme-stamps"
 UV_VERSION = "0.13.8"
-LOCKED_EXTRAS = "plot polars arrow calibration forecast sklearn".split()
+LOCKED_EXTRAS = "plot polars arrow calibration numpyro forecast sklearn".split()
 WINDOWS = os.name == "nt"
 SCRIPTS = VENV / ("Scripts" if WINDOWS else "bin")
 PYTHON = SCRIPTS / ("python.exe" if WINDOWS else "python")

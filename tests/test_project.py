@@ -48,7 +48,7 @@ def test_the_lock_holds_every_direct_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    for extra in ("plot", "polars", "arrow", "calibration", "forecast", "sklearn"):
+    for extra in ("plot", "polars", "arrow", "calibration", "numpyro", "forecast", "sklearn"):
         wanted += extras[extra]
         assert extra in extras["all"][0]
     locked = {pin.partition("==")[0] for pin in PINS}
