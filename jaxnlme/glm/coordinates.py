@@ -7,13 +7,19 @@ import dataclasses
 import numpy as np
 
 ALIAS = 1e-11  # R's glm: min(1e-7, epsilon / 1000)
-SUSPECT = (
-    1e-10  # squared pivot of the scaled Gram matrix below which columns are looked at one by one
-)
-ORTHOGONAL = (
-    SUSPECT  # ... below which the fit runs on an orthogonal basis: the inverse of the Gram matrix
-)
-# has lost half the digits of the standard errors there (2.7e-3 seen at a condition number of 1e7)
+_SUSPECT = 1e-10
+_SUSPECT_FEW = 1e-4
+_EXTENDED = 2**24  # multiplications up to which a basis is formed in extended precision
+
+
+def suspect(n: int, p: int) -> float:
+    """Squared pivot of the scaled Gram matrix below which a fit of (n, p) runs on an orthogonal basis.
+
+    At 1e-10 the inverse of the Gram matrix has lost half the digits of the standard errors (2.7e-3 seen at a
+    condition number of 1e7). Where a basis costs nothing it is taken earlier, for the digits that a large
+    residual loses.
+    """
+    return _SUSPECT_FEW if n * p * p <= _EXTENDED else _SUSPECT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,8 @@ def orthogonal_basis(X: np.ndarray, *, tolerance: float = ALIAS) -> Basis:
     Columns are taken in their order; one whose part orthogonal to those before it is smaller than
     ``tolerance`` times its length is aliased (LINPACK's dqrdc2, which ``lm`` and ``glm`` use).
     Gram-Schmidt with reorthogonalisation, which keeps ``q`` orthonormal to rounding error for any condition
-    number (Giraud et al. 2005).
+    number (Giraud et al. 2005); in extended precision where the machine has it and the data are few, which
+    gains what a large residual loses (the square of the condition number; NIST's Wampler5: two digits).
 
     Examples
     --------
@@ -88,17 +95,18 @@ def orthogonal_basis(X: np.ndarray, *, tolerance: float = ALIAS) -> Basis:
     [True, True, False, True]
     """
     n, p = X.shape
-    q = np.zeros((n, min(n, p)), order="F")
-    r = np.zeros((min(n, p), p))
+    dtype = np.longdouble if n * p * p <= _EXTENDED else np.float64
+    q = np.zeros((n, min(n, p)), dtype, order="F")
+    r = np.zeros((min(n, p), p), dtype)
     kept = np.zeros(p, bool)
     rank, smallest = 0, 1.0
     for j in range(p):
-        column = np.array(X[:, j], float)
+        column = np.array(X[:, j], dtype)
         length = np.linalg.norm(column)
         if rank == n or length == 0:
             continue
         basis = q[:, :rank]
-        coefficients = np.zeros(rank)
+        coefficients = np.zeros(rank, dtype)
         for _ in range(2):
             more = basis.T @ column
             column -= basis @ more
@@ -112,7 +120,8 @@ def orthogonal_basis(X: np.ndarray, *, tolerance: float = ALIAS) -> Basis:
         r[rank, j] = rest
         q[:, rank] = column / rest
         rank += 1
-    return Basis(kept, q[:, :rank], r[:rank][:, kept], float(smallest))
+    q, r = q[:, :rank].astype(np.float64), r[:rank][:, kept].astype(np.float64)
+    return Basis(kept, q, r, float(smallest))
 
 
 def triangular_inverse(r: np.ndarray) -> np.ndarray:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._cache import outer_jit
 from jaxnlme._results import result_name
 from jaxnlme.design.groups import bucket
 from jaxnlme.families import AbstractFamily
 from jaxnlme.glm.coordinates import (
-    ORTHOGONAL,
-    SUSPECT,
     Affine,
     orthogonal_basis,
     scaled_inverse,
     smallest_pivot,
+    suspect,
     triangular_inverse,
 )
-from jaxnlme.glm.evaluate import assemble_gram, lay_out, working_rows
-from jaxnlme.glm.fit import GLMFit, solve
+from jaxnlme.glm.fit import GLMFit, solve_on_host
 from jaxnlme.glm.irls import IRLS
 from jaxnlme.glm.problem import GLMProblem, Predictor
 from jaxnlme.links import AbstractLink
@@ -34,8 +31,6 @@ from jaxnlme.penalties import AbstractPenalty, NoPenalty
 SUBSAMPLE_FROM = 128  # blocks; below, a start from a subsample does not pay
 SUBSAMPLE = 48  # blocks of the subsample
 LAZY_FROM = 64  # blocks from which the information matrix is reused between passes
-
-_solve = outer_jit(solve, hoist=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +209,11 @@ def drive(
         return fit
     # The information matrix of the fit shows whether columns depend on each other; only then look closer.
     least = smallest_pivot(_free_information(problem, fit))
-    if least >= SUSPECT:
+    limit = suspect(problem.designs[0].n, problem.width)
+    if least >= limit:
         return dataclasses.replace(fit, condition=1 / np.sqrt(least))
     alias, bases, least = _find_aliases(problem, free)
-    if not _bounded(problem) and any(b.smallest < ORTHOGONAL for b in bases):
+    if not _bounded(problem) and any(b.smallest < limit for b in bases):
         inner, affine = _orthogonal(problem, free, bases)
         return _run(problem, inner, affine, free, alias, least, **options)
     if not alias.any():
@@ -226,7 +222,7 @@ def drive(
 
 
 def _free_information(problem: HostProblem, fit: HostFit) -> np.ndarray:
-    order = _order(problem.designs)
+    order = order_of(problem.designs)
     free = np.flatnonzero(fit.estimated[order])
     return np.asarray(fit.fit.stats["information"])[np.ix_(free, free)]
 
@@ -345,7 +341,7 @@ def _run(problem, inner, affine, free, alias, least, *, start, max_steps, tolera
         value = np.zeros(width) if problem.held is None else np.nan_to_num(problem.held)
         lower = np.where(fixed, np.where(alias, 0.0, value), lower)
         upper = np.where(fixed, lower, upper)
-    order = _order(inner.designs)
+    order = order_of(inner.designs)
     prepared = pad(inner, lower[order], upper[order])
     u0 = None
     if start is not None:
@@ -360,14 +356,13 @@ def _run(problem, inner, affine, free, alias, least, *, start, max_steps, tolera
         u0, gram0 = _subsample_start(prepared, width)
     lazy = prepared.weights.shape[0] >= LAZY_FROM
     solver = IRLS(np.float64(tolerance), lazy)
-    fit = _solve(prepared, solver, u0, np.int32(max_steps), gram0)
+    fit = solve_on_host(prepared, solver, u0, max_steps, gram0)
     if (
         u0 is not None
         and start is None
         and result_name(fit.result) not in ("successful", "not_identified")
     ):
-        fit = _solve(prepared, solver, None, np.int32(max_steps))
-    fit = jax.tree.map(np.asarray, fit)
+        fit = solve_on_host(prepared, solver, None, max_steps)
     return _unpack(fit, order, affine, free, alias, lower, upper, least)
 
 
@@ -398,7 +393,7 @@ def _unpack(fit, order, affine, free, alias, lower, upper, least):
     )
 
 
-def _order(designs) -> np.ndarray:
+def order_of(designs: Sequence[HostDesign]) -> np.ndarray:
     """Formula position of each coefficient of the blocked problem."""
     parts, at = [], 0
     for design in designs:
@@ -432,7 +427,7 @@ def pad(problem: HostProblem, lower: Any = None, upper: Any = None) -> GLMProble
         Predictor(None if design is first else design.blocks, offset(values))
         for design, values in zip(problem.designs[1:], problem.offsets[1:], strict=True)
     )
-    penalty, order = problem.penalty, _order(problem.designs)
+    penalty, order = problem.penalty, order_of(problem.designs)
     if not penalty.trivial and not np.array_equal(order, np.arange(len(order))):
         selection = np.zeros((len(order),) * 2)
         selection[order, np.arange(len(order))] = 1.0
@@ -475,39 +470,9 @@ def _subsample_start(prepared: GLMProblem, width: int):
         lambda p: (p.penalty, p.lower, p.upper), part, (prepared.penalty, prepared.lower, prepared.upper),
         is_leaf=lambda x: x is None,
     ) if any(x is not None for x in keep) else part  # fmt: skip
-    fit = _solve(part, IRLS(np.float64(1e-4), False), None, np.int32(30))
+    fit = solve_on_host(part, IRLS(np.float64(1e-4), False), None, 30)
     if result_name(fit.result) != "successful":
         return None, None
     if not prepared.penalty.trivial:
         return np.asarray(fit.params), None
     return np.asarray(fit.params), np.asarray(fit.stats["information"]) * (k / (n // stride))
-
-
-def information_at(problem: HostProblem, params: np.ndarray, *, expected: bool) -> np.ndarray:
-    """Information matrix (P, P) of all coefficients at any values, in the order of the formulas."""
-    order = _order(problem.designs)
-    gram = np.asarray(_information(pad(problem), params[order], expected=expected))
-    out = np.empty_like(gram)
-    out[np.ix_(order, order)] = gram
-    return out
-
-
-def _information_rows(prepared, b, *, expected):
-    layout = lay_out(prepared)
-    etas = layout.linear(b)
-    rows = working_rows(layout, etas)[2]
-    if expected:
-        wanted = layout.family.expected_information(layout.links, layout.weights, etas)
-        if wanted is not None:  # None inside: the observed one
-            live = layout.weights > 0
-            rows = tuple(
-                tuple(
-                    observed if e is None else jnp.where(live, e, 0)
-                    for e, observed in zip(line, given, strict=True)
-                )
-                for line, given in zip(wanted, rows, strict=True)
-            )
-    return assemble_gram(layout, rows)
-
-
-_information = outer_jit(_information_rows, static_argnames=("expected",))

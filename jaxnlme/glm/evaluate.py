@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -52,12 +52,18 @@ class Layout(eqx.Module):
 
 
 class Evaluation(NamedTuple):
-    """What one pass gives; ``scale`` is about the number of rows times the dispersion."""
+    """What one pass gives.
+
+    ``scale`` is about the number of rows times the dispersion; ``scoring``: the expected information is that of
+    Fisher scoring, never indefinite; ``differs``: the observed information is another one.
+    """
 
     objective: Float[Array, ""]
     score: Float[Array, "p"]
     gram: Float[Array, "p p"]
     scale: Float[Array, ""]
+    scoring: Any
+    differs: Any
 
 
 def lay_out(problem: GLMProblem) -> Layout:
@@ -150,6 +156,30 @@ def start_working(layout: Layout, etas: tuple[Array, ...]):
     return score, tuple(row[i] for i, row in enumerate(information))
 
 
+def start_system(layout: Layout, base: Float[Array, "p"]):
+    """Least squares of the starting predictors: ``base``, the matrix, and targets from constant ones and rows.
+
+    ``base`` are coefficients inside the bounds; the unknown is the distance from them.
+    """
+    rows, flat = start_predictors(layout)
+    held = layout.linear(base)  # offsets, and what coefficients that are held contribute
+    score, weights = start_working(layout, rows)
+
+    def target(etas, score):
+        gaps = [w * (e - h) + s for w, e, h, s in zip(weights, etas, held, score, strict=True)]
+        return assemble_score(layout, [jnp.where(layout.weights > 0, g, 0) for g in gaps])
+
+    zero = tuple(jnp.zeros_like(s) for s in score)
+    none = jnp.zeros_like(layout.weights)
+    gram = assemble_gram(
+        layout,
+        tuple(
+            tuple(weights[i] if i == j else none for j in range(i + 1)) for i in range(len(weights))
+        ),
+    )
+    return base, gram, jnp.stack([target(flat, zero), target(rows, score)], axis=1)
+
+
 def evaluate(
     layout: Layout,
     b: Float[Array, "p"],
@@ -167,7 +197,8 @@ def evaluate(
     if layout.family.fisher_scoring:  # Pearson's statistic
         spread = jnp.where(information[0][0] > 0, information[0][0], scale)
         scale = jnp.sum(score[0] ** 2 / spread)
-    if has_newton(layout):
+    differs = has_newton(layout)
+    if differs:
         information = _choose(layout, etas, information, newton)
     cost, score, information = _bar((cost, score, information))
     objective = jnp.sum(cost)
@@ -186,7 +217,7 @@ def evaluate(
     if not penalty.trivial:
         objective = objective + penalty.value(b)
         gradient = gradient - penalty.gradient(b)
-    return Evaluation(objective, gradient, gram, scale)
+    return Evaluation(objective, gradient, gram, scale, layout.family.fisher_scoring, differs)
 
 
 def has_newton(layout: Layout) -> bool:
@@ -199,20 +230,27 @@ def has_newton(layout: Layout) -> bool:
     return family.expected_information(layout.links, layout.weights, layout.offsets) is not None
 
 
+def reported_rows(layout: Layout, etas: tuple[Array, ...], observed):
+    """Information per row for standard errors: expected where the family has it, else ``observed``."""
+    expected = layout.family.expected_information(layout.links, layout.weights, etas)
+    if expected is None:
+        return observed
+    live, zero = layout.weights > 0, jnp.zeros((), layout.weights.dtype)
+    return tuple(
+        tuple(o if e is None else jnp.where(live, e, zero) for e, o in zip(*lines, strict=True))
+        for lines in zip(expected, observed, strict=True)
+    )
+
+
 def _choose(layout, etas, information, newton):
     """The observed information per row, or the expected one for the last pass."""
-    family, live = layout.family, layout.weights > 0
-    if family.fisher_scoring:
-        observed = family.observed_information(layout.links, layout.y, layout.weights, etas)
-        return ((jnp.where(newton, jnp.where(live, observed[0][0], 0), information[0][0]),),)
-    expected = family.expected_information(layout.links, layout.weights, etas)
-    return tuple(
-        tuple(
-            o if e is None else jnp.where(newton, o, jnp.where(live, e, 0))
-            for e, o in zip(e_line, o_line, strict=True)
-        )
-        for e_line, o_line in zip(expected, information, strict=True)
-    )
+    expected, observed = information, information
+    if layout.family.fisher_scoring:
+        (rows,) = layout.family.observed_information(layout.links, layout.y, layout.weights, etas)
+        observed = ((jnp.where(layout.weights > 0, rows[0], 0),),)
+    else:
+        expected = reported_rows(layout, etas, information)
+    return jax.tree.map(lambda o, e: jnp.where(newton, o, e), observed, expected)
 
 
 def _jeffreys(layout, etas, objective, gradient, gram):

@@ -1,18 +1,29 @@
-"""Pure fitting of one GLM: one compiled program per family and shape; batch it with ``vmap``."""
+"""Pure fitting of one GLM in one compiled program, for batches; and the same steps driven from the host."""
 
 from __future__ import annotations
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxnlme._cache import outer_jit
 from jaxnlme._precision import check_precision
-from jaxnlme._results import RESULTS
+from jaxnlme._results import RESULTS, result_name
 from jaxnlme._typing import Array, Float, PyTree
-from jaxnlme.glm.evaluate import assemble_gram, lay_out, working_rows
-from jaxnlme.glm.irls import IRLS
+from jaxnlme.glm.evaluate import (
+    Evaluation,
+    assemble_gram,
+    evaluate,
+    lay_out,
+    start_system,
+    working_rows,
+)
+from jaxnlme.glm.irls import HOST, IRLS, TRACED, polished
 from jaxnlme.glm.problem import GLMProblem
 from jaxnlme.numerics.small_linalg import cho_solve, cholesky, logdet
+
+_SMALL = 2**15  # rows
 
 
 class GLMFit(eqx.Module):
@@ -72,7 +83,7 @@ def _fit(problem, solver, params0, max_steps):
 
 
 def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> GLMFit:
-    """The iteration without derivatives; ``gram0`` is an information matrix for the first step."""
+    """The iteration in one program, without derivatives; ``gram0`` is a matrix for the first step."""
     layout = lay_out(problem)
     dtype = layout.weights.dtype
     bounds = (
@@ -85,14 +96,48 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> 
     def body(carry):
         b, state, _, _ = carry
         b, state = solver.step(layout, bounds, b, state)
-        done, result = solver.terminate(b, state, max_steps)
-        return b, state, done, result
+        return b, state, *solver.terminate(state, max_steps, TRACED)
 
     start = (b, state, jnp.zeros((), bool), RESULTS.successful)
     b, state, _, result = jax.lax.while_loop(lambda c: ~c[2], body, start)
-    polished = jnp.clip(b + state.direction, *bounds)  # the last step costs nothing
-    good = (result == RESULTS.successful) & jnp.all(jnp.isfinite(polished))
-    b = jnp.where(good, polished, b)
+    good = result == RESULTS.successful
+    return _outcome(polished(b, state, bounds, good, TRACED), state, result)
+
+
+def solve_on_host(problem: GLMProblem, solver: IRLS, params0, max_steps: int, gram0=None) -> GLMFit:
+    """The same iteration driven from the host: only passes over the rows are compiled, not the steps.
+
+    ``problem`` is laid out in blocks of rows, in float64. Returns numpy arrays.
+    """
+    layout = lay_out(problem)
+    if layout.weights.size > _SMALL:  # below, handing arrays over anew at each pass is quicker
+        layout = jax.device_put(layout)
+    bounds = tuple(
+        np.broadcast_to(np.float64(fill) if bound is None else bound, (layout.width,))
+        for bound, fill in ((problem.lower, -np.inf), (problem.upper, np.inf))
+    )
+    with np.errstate(all="ignore"):  # infinite objectives are part of the rule
+        if params0 is None:
+            base = np.clip(np.zeros(layout.width), *bounds)
+            system = jax.tree.map(np.asarray, _start(layout, base))
+            b, direction = solver.approach(system, bounds, HOST)
+        else:
+            b = np.clip(np.asarray(params0, np.float64), *bounds)
+            direction = np.zeros(layout.width)
+        state = solver.begin(direction, gram0, not layout.family.fisher_scoring, HOST)
+        done, result = False, RESULTS.successful
+        while not done:
+            trial = solver.propose(bounds, b, state, HOST)
+            new = _pass(layout, trial, state.want_gram, state.gram, state.newton)
+            new = _unpacked(np.asarray(new), layout.width)
+            b, state = solver.judge(bounds, b, trial, new, state, HOST)
+            done, result = solver.terminate(state, max_steps, HOST)
+        good = result_name(result) == "successful"
+        b = polished(b, state, bounds, good, HOST)
+    return _outcome(b, jax.tree.map(np.asarray, state), result)
+
+
+def _outcome(b, state, result) -> GLMFit:
     stats = {
         "objective": state.objective,
         "information": state.gram,
@@ -103,6 +148,23 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> 
         "damping": state.damping,
     }
     return GLMFit(b, state, result, stats)
+
+
+def _packed(new: Evaluation) -> Float[Array, "m"]:
+    """One array: every further one costs as much to fetch as the arithmetic of a small step."""
+    scalars = (new.objective, new.scale, new.scoring, new.differs)
+    rest = jnp.stack([jnp.asarray(x, new.gram.dtype) for x in scalars])
+    return jnp.concatenate([new.gram.reshape(-1), new.score, rest])
+
+
+def _unpacked(values: np.ndarray, p: int) -> Evaluation:
+    objective, scale, scoring, differs = values[-4:]
+    gram, score = values[: p * p].reshape(p, p), values[p * p : -4]
+    return Evaluation(objective, score, gram, scale, bool(scoring), bool(differs))
+
+
+_start = outer_jit(start_system, hoist=False)
+_pass = outer_jit(lambda layout, *point: _packed(evaluate(layout, *point)), hoist=False)
 
 
 def total_cost(problem: GLMProblem, b: Float[Array, "p"]) -> Float[Array, ""]:

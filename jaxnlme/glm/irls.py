@@ -1,54 +1,64 @@
-"""Iteratively reweighted least squares, and its Newton form for families with several predictors."""
+"""Iteratively reweighted least squares, and its Newton form for families with several predictors.
+
+The rule of a step is written once, over either numpy or JAX arrays of a few coefficients: one fit is driven
+from the host, where only the pass over the rows is compiled; batches and derivatives run the same rule inside
+one compiled loop.
+"""
 
 from __future__ import annotations
 
-import equinox as eqx
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnlme._results import RESULTS
-from jaxnlme._typing import Array, Bool, Float, Int
-from jaxnlme.glm.evaluate import (
-    Layout,
-    assemble_gram,
-    assemble_score,
-    evaluate,
-    has_newton,
-    start_predictors,
-    start_working,
-)
-from jaxnlme.numerics.small_linalg import cho_solve, cholesky
+from jaxnlme._typing import Array, Bool, Float
+from jaxnlme.glm.evaluate import Evaluation, Layout, evaluate, start_system
+from jaxnlme.numerics.small_linalg import sweep_inverse
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
 _NEARLY = (
     100.0  # decrement, in thresholds, from which a quickly converging fit needs no further pass
 )
 _CLOSE = 0.05  # decrement, in rows times dispersion, from which the observed information is used
+_NEAR = 1e-5  # ... from which the information hardly changes over a Newton step
 _SMALLEST_STEP = 2.0**-30
 _DAMPINGS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
-class IRLSState(eqx.Module):
-    """The point, what one pass gave there, and the step to try next."""
+class Arithmetic(NamedTuple):
+    """Where the small arrays of a step live: ``numpy`` on the host, ``jax.numpy`` inside a program."""
 
-    objective: Float[Array, ""]
-    score: Float[Array, "p"]
-    gram: Float[Array, "p p"]
-    direction: Float[Array, "p"]
-    fraction: Float[Array, ""]
-    decrement: Float[Array, ""]
-    ratio: Float[Array, ""]
-    damping: Float[Array, ""]
-    num_steps: Int[Array, ""]
-    num_passes: Int[Array, ""]
-    fresh_gram: Bool[Array, ""]
-    want_gram: Bool[Array, ""]
-    scale: Float[Array, ""]
-    newton: Bool[Array, ""]
-    done: Bool[Array, ""]
+    xp: Any
+    solve: Callable[..., Any]
+    choose: Callable[..., Any]  # between result codes
+    pick: Callable[..., Any]  # between pytrees
 
 
-class IRLS(eqx.Module):
+class IRLSState(NamedTuple):
+    """The point's objective, score (p,) and information (p, p), and the step to try next."""
+
+    objective: Any
+    score: Any
+    gram: Any
+    direction: Any
+    fraction: Any
+    decrement: Any
+    damping: Any
+    num_steps: Any
+    num_passes: Any
+    want_gram: Any
+    newton: Any
+    done: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IRLS:
     """Newton steps with step halving; Fisher scoring for exponential families.
 
     Attributes
@@ -69,7 +79,7 @@ class IRLS(eqx.Module):
     """
 
     tolerance: Float[Array, ""] | float = 1e-8
-    lazy: bool = eqx.field(static=True, default=False)
+    lazy: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def init(
         self,
@@ -79,191 +89,205 @@ class IRLS(eqx.Module):
         gram: Float[Array, "p p"] | None = None,
     ):
         """The start and the state before the first pass; ``gram`` is an information matrix to begin with."""
-        p, dtype = layout.width, layout.weights.dtype
-        zero, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+        dtype = layout.weights.dtype
         if params is None:
-            b, direction = self._start(layout, bounds)
+            system = start_system(layout, jnp.clip(jnp.zeros(layout.width, dtype), *bounds))
+            b, direction = self.approach(system, bounds, TRACED)
         else:
             b = jnp.clip(jnp.asarray(params, dtype), *bounds)
-            direction = jnp.zeros(p, dtype)
-        state = IRLSState(
+            direction = jnp.zeros_like(b)
+        return b, self.begin(direction, gram, not layout.family.fisher_scoring, TRACED)
+
+    def begin(self, direction, gram, newton: bool, arithmetic: Arithmetic) -> IRLSState:
+        """The state before the first pass; ``newton``: begin with the observed information."""
+        xp, dtype = arithmetic.xp, direction.dtype
+        zero, infinite = xp.zeros((), dtype), xp.full((), xp.inf, dtype)
+        return IRLSState(
             objective=infinite,
-            score=jnp.zeros(p, dtype),
-            gram=jnp.eye(p, dtype=dtype) if gram is None else gram,
+            score=xp.zeros_like(direction),
+            gram=xp.eye(len(direction), dtype=dtype) if gram is None else gram,
             direction=direction,
-            fraction=jnp.ones((), dtype),
+            fraction=xp.ones((), dtype),
             decrement=infinite,
-            ratio=infinite,
             damping=zero,
-            num_steps=jnp.zeros((), jnp.int32),
-            num_passes=jnp.zeros((), jnp.int32),
-            fresh_gram=jnp.zeros((), bool),
-            want_gram=jnp.full((), gram is None),
-            scale=infinite,
-            newton=jnp.full((), not layout.family.fisher_scoring),
-            done=jnp.zeros((), bool),
+            num_steps=xp.zeros((), np.int32),
+            num_passes=xp.zeros((), np.int32),
+            want_gram=xp.full((), gram is None),
+            newton=xp.full((), newton),
+            done=xp.zeros((), bool),
         )
-        return b, state
 
-    def _start(self, layout, bounds):
+    def approach(self, system, bounds, arithmetic: Arithmetic):
         """Least squares of the family's starting predictors, approached from constant ones in the domain."""
-        rows, flat = start_predictors(layout)
-        free = bounds[1] > bounds[0]
-        base = jnp.clip(jnp.zeros(layout.width, layout.weights.dtype), *bounds)
-        held = layout.linear(base)  # offsets, and what coefficients that are held contribute
-        score, weights = start_working(layout, rows)
-
-        def target(etas, score):
-            gaps = [w * (e - h) + s for w, e, h, s in zip(weights, etas, held, score, strict=True)]
-            return assemble_score(layout, [jnp.where(layout.weights > 0, g, 0) for g in gaps])
-
-        zero = tuple(jnp.zeros_like(s) for s in score)
-        none = jnp.zeros_like(layout.weights)
-        gram = assemble_gram(
-            layout,
-            tuple(
-                tuple(weights[i] if i == j else none for j in range(i + 1))
-                for i in range(len(weights))
-            ),
-        )
-        both = jnp.stack([target(flat, zero), target(rows, score)], axis=1)
-        found = damped_solve(gram, both, free)[0]
+        base, gram, targets = system
+        found = arithmetic.solve(gram, targets, bounds[1] > bounds[0])[0]
         safe, full = base + found[:, 0], base + found[:, 1]
-        safe = jnp.clip(safe, *bounds)
-        return safe, jnp.clip(full, *bounds) - safe
+        safe = arithmetic.xp.clip(safe, *bounds)
+        return safe, arithmetic.xp.clip(full, *bounds) - safe
 
     def step(self, layout: Layout, bounds, b: Float[Array, "p"], state: IRLSState):
         """One pass over the rows at a trial point; accept it or halve the step."""
-        trial = jnp.clip(b + state.fraction * state.direction, *bounds)
+        trial = self.propose(bounds, b, state, TRACED)
         new = evaluate(layout, trial, state.want_gram, state.gram, state.newton)
-        dtype = layout.weights.dtype
-        eps = jnp.finfo(dtype).eps
-        slack = 64 * eps * jnp.abs(state.objective)
-        better = jnp.isfinite(new.objective) & (
-            (new.objective <= state.objective + slack) | jnp.isinf(state.objective)
-        )
-        better = better & jnp.all(jnp.isfinite(new.score))
+        return self.judge(bounds, b, trial, new, state, TRACED)
+
+    def propose(self, bounds, b, state: IRLSState, arithmetic: Arithmetic):
+        """The next point to look at."""
+        return arithmetic.xp.clip(b + state.fraction * state.direction, *bounds)
+
+    def judge(self, bounds, b, trial, new: Evaluation, state: IRLSState, arithmetic: Arithmetic):
+        """Accept what a pass found at ``trial`` and form the next step, or halve the one at hand."""
+        xp, eps = arithmetic.xp, np.finfo(new.gram.dtype).eps
+        slack = 64 * eps * abs(state.objective)
+        better = xp.isfinite(new.objective) & xp.all(xp.isfinite(new.score))
+        better = better & ((new.objective <= state.objective + slack) | xp.isinf(state.objective))
         lower, upper = bounds
         free = (upper > lower) & ~(
             ((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0))
         )
-        direction, damping = damped_solve(new.gram, new.score, free)
-        decrement = jnp.sum(jnp.where(free, direction * new.score, 0))
-        infinite = jnp.full((), jnp.inf, dtype)
-        ratio = jnp.where(jnp.isfinite(state.decrement), decrement / state.decrement, infinite)
+        direction, damping = arithmetic.solve(new.gram, new.score, free)
+        decrement = xp.sum(xp.where(free, direction * new.score, 0))
+        first = ~xp.isfinite(state.decrement)
+        ratio = xp.where(first, state.decrement, decrement / state.decrement)
         smooth = ratio < _SLOW
-        given = jnp.zeros((), bool)
-        if not has_newton(layout):  # the matrix to begin with may do for another step
-            given = jnp.isinf(state.decrement) & ~state.want_gram
-        limit = self.threshold(new.scale, trial, new.gram)
+        limit = self.threshold(new.scale, trial, new.gram, arithmetic)
         # the step at hand is still taken: a fit that converges quadratically is then at the optimum
         small = (decrement <= limit) | (smooth & (decrement <= _NEARLY * limit))
         # rounding: steps of a millionth of a standard error that no longer shrink
-        eps = jnp.finfo(dtype).eps
-        noise = (ratio > 0.25) & jnp.isfinite(ratio) & (decrement <= max(1e-12, eps) * new.scale)
-        small = small | noise
-        if has_newton(layout):  # the last pass is for the expected information, which is reported
-            report = ~state.newton
-            newton = ~small
-            if (
-                layout.family.fisher_scoring
-            ):  # expected information far from the optimum: never indefinite
+        small = small | (~first & (ratio > 0.25) & (decrement <= max(1e-12, eps) * new.scale))
+        if new.differs:  # the last pass is for the expected information, which is reported
+            report, given, newton = ~state.newton, xp.zeros((), bool), ~small
+            if new.scoring:  # far from the optimum the observed information may be indefinite
                 newton = newton & (decrement <= _CLOSE * new.scale)
-        else:
-            report, newton = jnp.ones((), bool), jnp.zeros((), bool)
+        else:  # the matrix to begin with may do for another step
+            report, given, newton = xp.ones((), bool), first & ~state.want_gram, xp.zeros((), bool)
+        near = state.want_gram & (
+            decrement <= _NEAR * new.scale
+        )  # a matrix of here does for the next
         soon = smooth & (decrement * ratio <= _NEARLY * limit)
-        want = small | ~(smooth | given) | soon if self.lazy else jnp.ones((), bool)
         accepted = IRLSState(
             objective=new.objective,
             score=new.score,
             gram=new.gram,
             direction=direction,
-            fraction=jnp.ones((), dtype),
+            fraction=xp.ones_like(state.fraction),
             decrement=decrement,
-            ratio=ratio,
             damping=damping,
             num_steps=state.num_steps + 1,
             num_passes=state.num_passes + 1,
-            fresh_gram=state.want_gram,
-            want_gram=want,
-            scale=new.scale,
+            want_gram=small | ~(smooth | given | near) | soon if self.lazy else xp.ones((), bool),
             newton=newton,
             done=small & state.want_gram & report,
         )
-        rejected = eqx.tree_at(
-            lambda s: (s.fraction, s.num_passes, s.want_gram),
-            state,
-            (0.5 * state.fraction, state.num_passes + 1, jnp.ones((), bool)),
+        rejected = state._replace(
+            fraction=0.5 * state.fraction,
+            num_passes=state.num_passes + 1,
+            want_gram=xp.ones((), bool),
         )
-        state = jax.tree.map(lambda x, y: jnp.where(better, x, y), accepted, rejected)
-        return jnp.where(better, trial, b), state
+        return arithmetic.pick(better, (trial, accepted), (b, rejected))
 
-    def threshold(self, scale, b, gram):
+    def threshold(self, scale, b, gram, arithmetic: Arithmetic):
         """The decrement below which a step is rounding error or nothing to a user."""
-        dtype = gram.dtype
-        eps = jnp.finfo(dtype).eps
-        tolerance = jnp.maximum(jnp.asarray(self.tolerance, dtype) ** 2, eps**2)
-        size = jnp.maximum(b @ (gram @ b), 0.0)
+        xp, dtype = arithmetic.xp, gram.dtype
+        eps = np.finfo(dtype).eps
+        tolerance = xp.maximum(xp.asarray(self.tolerance, dtype) ** 2, eps**2)
+        size = xp.maximum(b @ (gram @ b), 0.0)
         return tolerance * scale + (1e3 * eps) ** 2 * size
 
-    def terminate(self, b: Float[Array, "p"], state: IRLSState, max_steps: Int[Array, ""]):
+    def terminate(self, state: IRLSState, max_steps, arithmetic: Arithmetic):
         """Whether to stop, and why."""
-        done = state.done
+        xp, choose = arithmetic.xp, arithmetic.choose
         stuck = state.fraction < _SMALLEST_STEP
         late = state.num_passes >= max_steps
+        finite = xp.isfinite(state.objective)
         # a step that no longer moves the objective by more than rounding is the end, too
-        eps = jnp.finfo(state.gram.dtype).eps
-        rounded = stuck & (state.decrement <= 1e3 * eps * jnp.abs(state.objective))
-        rounded = rounded & jnp.isfinite(state.objective)
-        result = RESULTS.where(late, RESULTS.max_steps_reached, RESULTS.successful)
-        result = RESULTS.where(stuck & ~rounded, RESULTS.stalled, result)
-        result = RESULTS.where(
-            (stuck | late) & ~jnp.isfinite(state.objective), RESULTS.nonfinite, result
-        )
-        result = RESULTS.where(done | rounded, RESULTS.successful, result)
-        singular = (done | rounded) & (state.damping > 0)
-        result = RESULTS.where(singular, RESULTS.not_identified, result)
-        return done | stuck | late, result
+        eps = np.finfo(state.gram.dtype).eps
+        rounded = stuck & finite & (state.decrement <= 1e3 * eps * abs(state.objective))
+        good = state.done | rounded
+        result = choose(late, RESULTS.max_steps_reached, RESULTS.successful)
+        result = choose(stuck & ~rounded, RESULTS.stalled, result)
+        result = choose((stuck | late) & ~finite, RESULTS.nonfinite, result)
+        result = choose(good, RESULTS.successful, result)
+        result = choose(good & (state.damping > 0), RESULTS.not_identified, result)
+        return good | stuck | late, result
 
 
-def damped_solve(
-    a: Float[Array, "p p"], rhs: Float[Array, "p *k"], free: Bool[Array, "p"]
-) -> tuple[Float[Array, "p *k"], Float[Array, ""]]:
+def polished(b, state: IRLSState, bounds, good, arithmetic: Arithmetic):
+    """The last step costs nothing: take it."""
+    xp = arithmetic.xp
+    end = xp.clip(b + state.direction, *bounds)
+    return xp.where(good & xp.all(xp.isfinite(end)), end, b)
+
+
+def _damped_solve(
+    a: Float[Array, "p p"], rhs: Float[Array, "p *k"], free: Bool[Array, "p"], xp: Any, invert: Any
+) -> tuple[Float[Array, "p *k"], Any]:
     """Solve ``a x = rhs`` over the free coordinates, columns scaled, with one step of refinement.
 
     A matrix that is not positive definite gets the smallest of a few multiples of the identity added
     (after scaling) that makes it so; that multiple is returned, 0 for none.
     """
     dtype, p = a.dtype, a.shape[0]
-    diagonal = jnp.abs(jnp.diagonal(a))
-    largest = jnp.max(diagonal, initial=0.0)
-    tiny = jnp.finfo(dtype).tiny
-    empty = diagonal <= tiny
-    scale = jnp.sqrt(jnp.where(empty, jnp.maximum(largest, tiny), diagonal))
-    scaled = jnp.where(free[:, None] & free[None], a / scale[:, None] / scale[None], 0)
-    scaled = scaled + jnp.diag((~free).astype(dtype))
+    tiny, eye = np.finfo(dtype).tiny, xp.eye(p, dtype=dtype)
+    diagonal = abs(xp.diagonal(a))
+    largest = xp.maximum(xp.max(diagonal, initial=0.0), tiny)
+    scale = xp.sqrt(xp.where(diagonal <= tiny, largest, diagonal))
+    scaled = xp.where(free[:, None] & free[None], a / scale[:, None] / scale[None], 0)
+    scaled = scaled + (~free).astype(dtype)[:, None] * eye
     columns = rhs.reshape(p, -1)
-    target = jnp.where(free[:, None], columns / scale[:, None], 0)
-    floor = 16 * p * jnp.finfo(dtype).eps
-    eye = jnp.eye(p, dtype=dtype)
-    dampings = jnp.asarray(_DAMPINGS, dtype)
+    target = xp.where(free[:, None], columns / scale[:, None], 0)
+    inverse, damping = invert(scaled, 16 * p * np.finfo(dtype).eps)
+    x = inverse @ target
+    x = x + inverse @ (target - scaled @ x - damping * x)
+    return xp.where(free[:, None], x / scale[:, None], 0).reshape(rhs.shape), damping
 
-    def factor(k):
-        low = cholesky(scaled + dampings[k] * eye)
-        return low, jnp.min(jnp.diagonal(low), initial=1.0) ** 2 > floor  # False for NaN
+
+def _traced_inverse(scaled, floor):
+    dampings, eye = jnp.asarray(_DAMPINGS, scaled.dtype), jnp.eye(len(scaled), dtype=scaled.dtype)
 
     def more(carry):
         k, _, good = carry
         return ~good & (k < len(_DAMPINGS) - 1)
 
     def body(carry):
-        k, _, _ = carry
-        return k + 1, *factor(k + 1)
+        k = carry[0] + 1
+        inverse, least = sweep_inverse(scaled + dampings[k] * eye)
+        return k, inverse, least > floor  # False for NaN
 
-    first = (jnp.full((), -1, jnp.int32), jnp.zeros_like(eye), jnp.zeros((), bool))
-    k, low, good = jax.lax.while_loop(more, body, first)
-    low = jnp.where(good, low, eye)
-    x = cho_solve(low, target)
-    x = x + cho_solve(low, target - scaled @ x - dampings[k] * x)
-    x = jnp.where(free[:, None], x / scale[:, None], 0)
-    return x.reshape(rhs.shape), dampings[k]
+    first = (jnp.full((), -1, jnp.int32), eye, jnp.zeros((), bool))
+    k, inverse, good = jax.lax.while_loop(more, body, first)
+    return jnp.where(good, inverse, eye), dampings[k]
+
+
+def _host_inverse(scaled, floor):
+    eye = np.eye(len(scaled), dtype=scaled.dtype)
+    for damping in _DAMPINGS if np.all(np.isfinite(scaled)) else ():
+        try:
+            low = np.linalg.cholesky(scaled + damping * eye)
+        except np.linalg.LinAlgError:
+            continue
+        if np.min(np.diagonal(low), initial=1.0) ** 2 > floor:
+            half = np.linalg.inv(low)
+            return half.T @ half, scaled.dtype.type(damping)
+    return eye, scaled.dtype.type(_DAMPINGS[-1])
+
+
+def damped_solve(a, rhs, free):
+    """:func:`_damped_solve` inside a program."""
+    return _damped_solve(a, rhs, free, jnp, _traced_inverse)
+
+
+def _host_solve(a, rhs, free):
+    return _damped_solve(a, rhs, free, np, _host_inverse)
+
+
+def _where(condition, x, y):
+    return jax.tree.map(lambda u, v: jnp.where(condition, u, v), x, y)
+
+
+def _host_pick(condition, x, y):
+    return x if condition else y
+
+
+TRACED = Arithmetic(jnp, damped_solve, RESULTS.where, _where)
+HOST = Arithmetic(np, _host_solve, _host_pick, _host_pick)

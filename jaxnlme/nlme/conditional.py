@@ -23,15 +23,6 @@ from jaxnlme.numerics.mode import Evaluation, Mode, find_mode
 from jaxnlme.numerics.small_linalg import cho_solve_vector
 
 
-class Terms(NamedTuple):
-    """-log p(y, u) per group (without the normal constants of u) and its derivatives in u."""
-
-    value: Float[Array, "m"]
-    gradient: Float[Array, "m q"]
-    hessian: Float[Array, "m q q"]
-    information: Float[Array, "m q q"]
-
-
 class Natural(NamedTuple):
     """Parameters as the density uses them."""
 
@@ -55,49 +46,64 @@ def phi_at(
     return phi_of(problem, params.beta, small_matmul(u, factor.T))
 
 
-def terms(
-    problem: NLMEProblem,
-    nat: Natural,
-    u: Float[Array, "m q"],
-    f: Float[Array, "m n"],
-    J: Float[Array, "m n p"],
-    K: Float[Array, "m n p p"] | None,
-    frozen_sd: Float[Array, "m n"] | None = None,
-) -> Terms:
-    """Assemble value, gradient, Hessian and expected information in u from derivatives in phi.
+class Joint(NamedTuple):
+    """-log p(y, u) per group (without the normal constants of u) from f and its derivatives in phi.
 
-    ``frozen_sd`` replaces the error model's sd where it may not follow the random effects (FO, FOCE
-    without interaction). ``K = None`` leaves the curvature of the model out of ``hessian``.
+    Each part is formed where it is asked for: what a program traces and throws away costs start-up time.
+    ``frozen_sd`` replaces the error model's sd where it may not follow the random effects (FO, FOCE without
+    interaction).
     """
-    z, w = problem.response(), problem.weights
-    used = w > 0
-    eye = jnp.eye(u.shape[-1], dtype=u.dtype)[None]
 
-    def sd_of(f):
-        return problem.error_model.sd(f, nat.error) if frozen_sd is None else frozen_sd
+    problem: NLMEProblem
+    nat: Natural
+    u: Float[Array, "m q"]
+    f: Float[Array, "m n"]
+    J: Float[Array, "m n p"]
+    frozen_sd: Float[Array, "m n"] | None = None
 
-    def nll(f):
-        return density_given_sd(z, f, sd_of(f), w)
+    def sd(self, f: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """Residual sd where the model predicts ``f``."""
+        if self.frozen_sd is not None:
+            return self.frozen_sd
+        return self.problem.error_model.sd(f, self.nat.error)
 
-    ones = jnp.ones_like(f)
+    def rows(self, f: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """-log density of each response where the model predicts ``f``."""
+        return density_given_sd(self.problem.response(), f, self.sd(f), self.problem.weights)
 
-    def slope(f):
-        return jax.jvp(nll, (f,), (ones,))[1]
+    def slopes(self, f: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """Derivative of :meth:`rows`."""
+        return jax.jvp(self.rows, (f,), (jnp.ones_like(f),))[1]
 
-    l1, l2 = jax.jvp(slope, (f,), (ones,))
-    sd, dsd = jax.jvp(sd_of, (f,), (ones,))
-    safe_sd = jnp.where(used, sd, 1.0)
-    info = jnp.where(used, (w + 2.0 * dsd**2) / safe_sd**2, 0.0)
+    def slopes_and_curvatures(self) -> tuple[Array, Array]:
+        """First and second derivative of :meth:`rows` at ``f``."""
+        return jax.jvp(self.slopes, (self.f,), (jnp.ones_like(self.f),))
 
-    value = jnp.sum(nll(f), 1) + 0.5 * jnp.sum(u**2, -1)
-    gradient = u + to_random(l1[..., None] * J, nat.BL)
-    JJ = J[..., :, None] * J[..., None, :]
-    curvature = l2[..., None, None] * JJ
-    if K is not None:
-        curvature = curvature + l1[..., None, None] * K
-    hessian = eye + to_random_square(curvature, nat.BL)
-    information = eye + to_random_square(info[..., None, None] * JJ, nat.BL)
-    return Terms(value, gradient, hessian, information)
+    def value(self) -> Float[Array, "m"]:
+        """Its value."""
+        return jnp.sum(self.rows(self.f), 1) + 0.5 * jnp.sum(self.u**2, -1)
+
+    def gradient(self, l1: Float[Array, "m n"]) -> Float[Array, "m q"]:
+        """Gradient in u from the slopes."""
+        return self.u + to_random(l1[..., None] * self.J, self.nat.BL)
+
+    def hessian(self, l1: Array, l2: Array, K: Float[Array, "m n p p"]) -> Float[Array, "m q q"]:
+        """Hessian in u from slopes, curvatures and the curvature of the model."""
+        curvature = l2[..., None, None] * self._squares() + l1[..., None, None] * K
+        return self._eye() + to_random_square(curvature, self.nat.BL)
+
+    def information(self) -> Float[Array, "m q q"]:
+        """Expected (Gauss-Newton) information in u."""
+        sd, dsd = jax.jvp(self.sd, (self.f,), (jnp.ones_like(self.f),))
+        w, used = self.problem.weights, self.problem.weights > 0
+        info = jnp.where(used, (w + 2.0 * dsd**2) / jnp.where(used, sd, 1.0) ** 2, 0.0)
+        return self._eye() + to_random_square(info[..., None, None] * self._squares(), self.nat.BL)
+
+    def _squares(self):
+        return self.J[..., :, None] * self.J[..., None, :]
+
+    def _eye(self):
+        return jnp.eye(self.u.shape[-1], dtype=self.u.dtype)[None]
 
 
 def conditional_mode(
@@ -112,8 +118,15 @@ def conditional_mode(
     def evaluate(u):
         phi = phi_of(problem, params.beta, small_matmul(u, nat.factor.T))
         f, J, K = derivatives(problem, phi, 2)
-        t = terms(problem, nat, u, f, J, K, frozen_sd)
-        return Evaluation(t.value, t.gradient, t.hessian, t.information, (phi, f, J, K))
+        joint = Joint(problem, nat, u, f, J, frozen_sd)
+        l1, l2 = joint.slopes_and_curvatures()
+        return Evaluation(
+            joint.value(),
+            joint.gradient(l1),
+            joint.hessian(l1, l2, K),
+            joint.information(),
+            (phi, f, J, K),
+        )
 
     return find_mode(evaluate, u0)
 
@@ -134,5 +147,6 @@ def implicit_mode(
     phi_hat, f, J, K = mode.evaluation.aux
     nat = natural(problem, params)
     f_, J_ = taylor(phi_at(problem, params, u_hat), phi_hat, (f, J, K))
-    gradient = terms(problem, nat, u_hat, f_, J_, None, frozen_sd).gradient
+    joint = Joint(problem, nat, u_hat, f_, J_, frozen_sd)
+    gradient = joint.gradient(joint.slopes(f_))
     return u_hat - cho_solve_vector(jax.lax.stop_gradient(chol_hessian), gradient)

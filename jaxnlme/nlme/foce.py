@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxnlme.nlme.conditional import conditional_mode, implicit_mode, natural, phi_at, terms
+from jaxnlme.nlme.conditional import Joint, conditional_mode, implicit_mode, natural, phi_at
 from jaxnlme.nlme.evaluate import derivatives, phi_of, taylor
 from jaxnlme.nlme.method import AbstractMarginalMethod, Inner
 from jaxnlme.numerics.small_linalg import cholesky, logdet
@@ -51,8 +51,8 @@ class FOCE(AbstractMarginalMethod):
         u = implicit_mode(problem, params, mode, chol, sd)
         phi_hat, f_hat, J_hat, K_hat = mode.evaluation.aux
         f, J = taylor(phi_at(problem, params, u), phi_hat, (f_hat, J_hat, K_hat))
-        t = terms(problem, natural(problem, params), u, f, J, None, sd)
-        value = -t.value - 0.5 * logdet(cholesky(t.information))
+        joint = Joint(problem, natural(problem, params), u, f, J, sd)
+        value = -joint.value() - 0.5 * logdet(cholesky(joint.information()))
         return Inner(value, mode.u, mode.converged, f_hat, J_hat)
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxnlme._errors import ModelSpecError
 from jaxnlme.error_models import negative_log_density
 from jaxnlme.nlme.conditional import (
+    Joint,
     conditional_mode,
     implicit_mode,
     natural,
     phi_at,
-    terms,
 )
 from jaxnlme.nlme.evaluate import derivatives, taylor
 from jaxnlme.nlme.method import AbstractMarginalMethod, Inner
@@ -92,12 +92,13 @@ class AGQ(AbstractMarginalMethod):
         nat = natural(problem, params)
         phi = phi_at(problem, params, u)
         f, J, K = taylor(phi, aux[0], aux[1:])
-        chol = cholesky(terms(problem, nat, u, f, J, K).hessian)
+        joint = Joint(problem, nat, u, f, J)
+        chol = cholesky(joint.hessian(*joint.slopes_and_curvatures(), K))
         offsets = solve_lower(
             chol, jnp.broadcast_to(z.T, (*chol.shape[:-1], z.shape[0])), transpose=True
         )
 
-        def at_node(carry, node):
+        def at_node(node):
             shift, squared, log_weight = node
             v = u + shift
             target = phi_at(problem, params, v)
@@ -107,13 +108,11 @@ class AGQ(AbstractMarginalMethod):
                 problem.error_model, problem.response(), f, problem.weights, nat.error
             )
             joint = -jnp.sum(nll, 1) - 0.5 * jnp.sum(v**2, -1)
-            return carry, log_weight + 0.5 * squared + joint
+            return log_weight + 0.5 * squared + joint
 
         xs = (jnp.moveaxis(offsets, -1, 0), jnp.sum(z**2, -1), logs)
         # Nodes are mapped in slices, so that memory stays that of a few hundred nodes.
-        values = jax.lax.map(
-            jax.checkpoint(lambda node: at_node(None, node)[1]), xs, batch_size=min(256, z.shape[0])
-        )
+        values = jax.lax.map(jax.checkpoint(at_node), xs, batch_size=min(256, z.shape[0]))
         total = jax.scipy.special.logsumexp(values, axis=0) - 0.5 * logdet(chol)
         return inner._replace(log_likelihood=total)
 
@@ -125,6 +124,7 @@ def _laplace(problem, params, u0):
     u = implicit_mode(problem, params, mode, cholesky(mode.evaluation.hessian))
     everything = derivatives(problem, jax.lax.stop_gradient(phi_hat), 3)
     f, J, K = taylor(phi_at(problem, params, u), phi_hat, everything)
-    t = terms(problem, natural(problem, params), u, f, J, K)
-    value = -t.value - 0.5 * logdet(cholesky(t.hessian))
+    joint = Joint(problem, natural(problem, params), u, f, J)
+    hessian = joint.hessian(*joint.slopes_and_curvatures(), K)
+    value = -joint.value() - 0.5 * logdet(cholesky(hessian))
     return value, u, mode, (phi_hat, *everything)

@@ -7,6 +7,7 @@ a fused multiply-add and the Gram matrix a batched product. On a CPU a pass cost
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import equinox as eqx
@@ -135,12 +136,41 @@ def as_rows(values: Any, shape: tuple[int, int]) -> Array:
     return jnp.pad(values, pad, mode="edge").reshape(*lead, k, c)
 
 
+class _Lease:
+    """Memory of one array; goes back to :data:`_free` when no array and no program uses it any more."""
+
+    def __init__(self, raw: np.ndarray) -> None:
+        self.raw = raw
+        self.__array_interface__ = raw.__array_interface__
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be going down
+            _free.append(self.raw)
+            while sum(map(len, _free)) > _FREE_BYTES:
+                _free.pop(0)
+
+
+_free: list[np.ndarray] = []
+_FREE_BYTES = 2**28
+_LEASED_FROM = 2**20
+
+
 def aligned(shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
-    """Return an uninitialised numpy array whose memory XLA can take over without a copy."""
+    """Return an uninitialised numpy array whose memory XLA can take over without a copy.
+
+    Up to 256 MB of large arrays that are no longer used are kept for the next ones of their size: refits of
+    one data set would otherwise spend longer on page faults than on arithmetic (0.45 s for 157 MB in a virtual
+    machine, 0.05 s to fill it).
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
+    raw = next((kept for kept in _free if len(kept) == size + 64), None)
+    if raw is None:
+        raw = np.empty(size + 64, np.uint8)
+    else:
+        _free[:] = [kept for kept in _free if kept is not raw]
     start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    owner = np.asarray(_Lease(raw)) if size >= _LEASED_FROM else raw
+    return owner[start : start + size].view(dtype).reshape(shape)
 
 
 def host_blocks(

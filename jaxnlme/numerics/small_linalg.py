@@ -113,6 +113,28 @@ def logdet(low: Float[Array, "*b q q"]) -> Float[Array, "*b"]:
     return 2.0 * jnp.sum(jnp.log(jnp.diagonal(low, axis1=-2, axis2=-1)), -1)
 
 
+def sweep_inverse(a: Float[Array, "q q"]) -> tuple[Float[Array, "q q"], Float[Array, ""]]:
+    """Return the inverse of a positive definite matrix and its smallest pivot (not positive or NaN: no inverse).
+
+    One loop of symmetric sweeps (Goodnight 1979, Am. Stat. 33): several solves with one matrix compile in a
+    quarter of the time of a factor and its substitutions.
+    """
+    index = jnp.arange(a.shape[0])
+
+    def sweep(k, carry):
+        rest, least = carry
+        column = jax.lax.dynamic_index_in_dim(rest, k, axis=1, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(column, k, keepdims=False)
+        here = index == k
+        column = jnp.where(here, -jnp.ones((), a.dtype), column)
+        cross = here[:, None] | here[None]
+        rest = jnp.where(cross, 0, rest) - column[:, None] * (column / pivot)[None]
+        return rest, jnp.minimum(least, pivot)
+
+    swept, least = jax.lax.fori_loop(0, a.shape[0], sweep, (a, jnp.full((), jnp.inf, a.dtype)))
+    return -swept, least
+
+
 def inverse_spd(
     a: Float[Array, "d d"],
     free: Bool[Array, "d"],
