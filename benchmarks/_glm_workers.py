@@ -82,6 +82,39 @@ def fits() -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
+def pair(peer: str, rounds: int) -> dict[str, Any]:
+    """Our large fit and one peer's, in turn, in a process that no other program has touched."""
+    import _glm_data as data
+    import numpy as np
+    from _measure import Sample, race, spend
+
+    columns = data.portfolio()
+    X, y, exposure = data.design(columns), columns["y"], columns["Exposure"]
+    programs = fits()
+    read = {"jaxnlme": "params", "rustystats": "params", "statsmodels": "params"}
+
+    def measured(name: str) -> Callable[[], Sample]:
+        kept: list[Any] = [None]
+
+        def timed() -> float:
+            kept[0] = programs[name]()
+            return 0.0
+
+        def measure() -> Sample:
+            sample = spend(timed)
+            eta = X @ np.asarray(getattr(kept[0], read.get(name, "coef_")), float) + np.log(
+                exposure
+            )
+            gap = float(np.mean(np.exp(eta) - y * eta)) - data.OPTIMUM
+            return Sample(sample.cpu, sample.wall, gap)
+
+        measure()  # imports and compiles
+        return measure
+
+    best = race({name: measured(name) for name in ("jaxnlme", peer)}, rounds)
+    return {"ours": vars(best["jaxnlme"]), "peer": vars(best[peer])}
+
+
 def memory(program: str) -> dict[str, Any]:
     """Peak memory of the second fit of one program (the first compiles and imports)."""
     call = fits()[program]
@@ -129,7 +162,7 @@ def cold(rows: int) -> dict[str, Any]:
 
 def main() -> None:
     name, options = sys.argv[1], json.loads(sys.argv[2])
-    print(json.dumps({"memory": memory, "cold": cold}[name](**options)))
+    print(json.dumps({"pair": pair, "memory": memory, "cold": cold}[name](**options)))
 
 
 if __name__ == "__main__":

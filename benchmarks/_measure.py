@@ -51,11 +51,16 @@ def spend(call: Callable[[], float], inner: int = 1) -> Sample:
 
 
 def race(contenders: dict[str, Callable[[], Sample]], rounds: int) -> dict[str, Sample]:
-    """Measure all contenders in turn, `rounds` times; the best CPU and wall time of each count."""
+    """Measure all contenders in turn, `rounds` times; the best CPU and wall time of each count.
+
+    Who begins a round changes: a program pays for the memory and the threads that the one before it left behind.
+    """
     best: dict[str, Sample] = {}
-    for _ in range(rounds):
-        for name, measure in contenders.items():
-            new = measure()
+    names = list(contenders)
+    for turn in range(rounds):
+        for k in range(len(names)):
+            name = names[(turn + k) % len(names)]
+            new = contenders[name]()
             old = best.get(name, new)
             best[name] = Sample(min(old.cpu, new.cpu), min(old.wall, new.wall), new.value)
     return best
@@ -182,10 +187,10 @@ def run_sections(
     report = Report(f"{name}-partial" if left_out else name, chosen.quick, peers)
     if left_out:
         report.skipped.append(f"sections left out: {', '.join(left_out)}")
-    found = r_packages(*r)
-    if found is None:
+    found = r_packages(*r) if r else None
+    if found is None and r:
         report.skipped.append(f"R: no Rscript with {', '.join(r)} on this machine")
-    else:
+    elif found is not None:
         report.extra = {"R": found["R"], **{f"R {p}": found[p] for p in r}}
     for section, measure in sections.items():
         if section in chosen.only:

@@ -8,6 +8,7 @@ fusion emitters double the compile time of a mixed-effects objective without a f
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import logging
 import os
@@ -238,15 +239,26 @@ def outer_jit(
     6.0
     """
 
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        # until `call` returns: walking the million small objects of a trace again and again costs a fifth of it
+        gc.disable()
+        return function(*args, **kwargs)
+
     @functools.cache
     def compiled() -> Callable[..., Any]:
         options = compiler_options()
         if options is not None and not hoist:
             options = {**options, **_NO_HOISTING}
-        return jax.jit(function, compiler_options=options, **jit_options)
+        return jax.jit(traced, compiler_options=options, **jit_options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled()(*args, **kwargs)
+        collecting = gc.isenabled()
+        try:
+            return compiled()(*args, **kwargs)
+        finally:
+            if collecting:
+                gc.enable()
 
     return call

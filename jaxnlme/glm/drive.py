@@ -30,6 +30,7 @@ from jaxnlme.penalties import AbstractPenalty, NoPenalty
 
 SUBSAMPLE_FROM = 128  # blocks; below, a start from a subsample does not pay
 SUBSAMPLE = 48  # blocks of the subsample
+_ROUGH = 3e-3  # tolerance there: its own sampling error is a hundred times larger
 LAZY_FROM = 64  # blocks from which the information matrix is reused between passes
 
 
@@ -470,7 +471,7 @@ def _subsample_start(prepared: GLMProblem, width: int):
         lambda p: (p.penalty, p.lower, p.upper), part, (prepared.penalty, prepared.lower, prepared.upper),
         is_leaf=lambda x: x is None,
     ) if any(x is not None for x in keep) else part  # fmt: skip
-    fit = solve_on_host(part, IRLS(np.float64(1e-4), False), None, 30)
+    fit = solve_on_host(part, IRLS(np.float64(_ROUGH), False), None, 30)
     if result_name(fit.result) != "successful":
         return None, None
     if not prepared.penalty.trivial:

@@ -45,10 +45,7 @@ class FOCE(AbstractMarginalMethod):
             sd = population_sd(problem, params, u0)
         mode = conditional_mode(problem, fixed, u0, jax.lax.stop_gradient(sd))
         mode = jax.lax.stop_gradient(mode)
-        chol = cholesky(mode.evaluation.hessian)
-        usable = jnp.all(jnp.isfinite(chol), axis=(-2, -1), keepdims=True)
-        chol = jnp.where(usable, chol, cholesky(mode.evaluation.safe_hessian))
-        u = implicit_mode(problem, params, mode, chol, sd)
+        u = implicit_mode(problem, params, mode, mode.low, sd)
         phi_hat, f_hat, J_hat, K_hat = mode.evaluation.aux
         f, J = taylor(phi_at(problem, params, u), phi_hat, (f_hat, J_hat, K_hat))
         joint = Joint(problem, natural(problem, params), u, f, J, sd)

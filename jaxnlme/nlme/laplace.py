@@ -121,7 +121,7 @@ def _laplace(problem, params, u0):
     """Laplace value per group, the mode as a function of params, the mode, and derivatives there."""
     mode = jax.lax.stop_gradient(conditional_mode(problem, jax.lax.stop_gradient(params), u0))
     phi_hat = mode.evaluation.aux[0]
-    u = implicit_mode(problem, params, mode, cholesky(mode.evaluation.hessian))
+    u = implicit_mode(problem, params, mode, mode.low)
     everything = derivatives(problem, jax.lax.stop_gradient(phi_hat), 3)
     f, J, K = taylor(phi_at(problem, params, u), phi_hat, everything)
     joint = Joint(problem, natural(problem, params), u, f, J)

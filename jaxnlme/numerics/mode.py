@@ -37,6 +37,9 @@ class Mode(eqx.Module):
 
     u: Float[Array, "m q"]
     evaluation: Evaluation
+    low: Float[
+        Array, "m q q"
+    ]  # Cholesky factor of the Hessian, or of the safe one where that is indefinite
     decrement: Float[Array, "m"]
     converged: Bool[Array, "m"]
     num_steps: Array
@@ -45,6 +48,7 @@ class Mode(eqx.Module):
 class _State(NamedTuple):
     u: Array
     evaluation: Evaluation
+    low: Array
     direction: Array
     step: Array
     trial: Array
@@ -61,12 +65,10 @@ def _where(mask: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(pick, a, b)
 
 
-def _direction(e: Evaluation) -> tuple[Array, Array]:
-    low = cholesky(e.hessian)
-    good = jnp.all(jnp.isfinite(low), axis=(-2, -1))
-    low = _where(good, low, cholesky(e.safe_hessian))
-    d = -cho_solve_vector(low, e.gradient)
-    return d, -jnp.sum(d * e.gradient, -1)
+def _factor(e: Evaluation) -> Array:
+    both = cholesky(jnp.stack([e.hessian, e.safe_hessian]))
+    good = jnp.all(jnp.isfinite(both[0]), axis=(-2, -1))
+    return _where(good, both[0], both[1])
 
 
 def find_mode(
@@ -103,6 +105,7 @@ def find_mode(
     state = _State(
         u=u0,
         evaluation=empty,
+        low=empty.hessian,
         direction=jnp.zeros_like(u0),
         step=jnp.ones((m,), dtype),
         trial=u0,
@@ -121,7 +124,9 @@ def find_mode(
         accept = finite & (first | better) & ~s.done
         kept = _where(accept, e, s.evaluation)
         u = _where(accept, s.trial, s.u)
-        d, decrement = _direction(kept)
+        low = _factor(kept)
+        d = -cho_solve_vector(low, kept.gradient)
+        decrement = -jnp.sum(d * kept.gradient, -1)
         started = jnp.isfinite(kept.value)
         # An unusable start value is replaced by zero, the prior mode, once.
         fallback = ~started & (s.k == 0)
@@ -136,6 +141,7 @@ def find_mode(
         return _State(
             u=u,
             evaluation=kept,
+            low=low,
             direction=direction,
             step=step,
             trial=trial,
@@ -151,4 +157,4 @@ def find_mode(
     final = jax.lax.while_loop(more, body, state)
     # Rounding stops some groups short of the tolerance: 1e-10 is still far below what counts.
     converged = final.decrement <= max(1e-9, 1e4 * tolerance)
-    return Mode(final.u, final.evaluation, final.decrement, converged, final.k)
+    return Mode(final.u, final.evaluation, final.low, final.decrement, converged, final.k)

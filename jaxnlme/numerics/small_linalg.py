@@ -9,6 +9,8 @@ them at once stop a program for ever on a machine with few cores (seen with jaxl
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -35,9 +37,9 @@ def cholesky(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
             low[i, j] = entry / low[j, j]
     if not q:
         return a
-    zero = jnp.zeros_like(a[..., 0, 0])
-    rows = [jnp.stack([low.get((i, j), zero) for j in range(q)], -1) for i in range(q)]
-    return jnp.stack(rows, -2)
+    zero = jnp.zeros_like(low[0, 0])
+    flat = [low.get((i, j), zero) for i in range(q) for j in range(q)]
+    return jnp.stack(flat, -1).reshape(a.shape)
 
 
 def _cholesky_loop(a: Float[Array, "*b q q"]) -> Float[Array, "*b q q"]:
@@ -78,6 +80,24 @@ def _solve_loop(low, rhs, transpose):
     return jax.lax.fori_loop(0, q, row, jnp.zeros_like(rhs))
 
 
+def _substitute(low, columns, *, forward: bool, backward: bool):
+    """Substitution written out, for the rows ``columns`` of a right-hand side; entries are taken once."""
+    q = len(columns)
+    entry = {(i, j): low[..., i, j] for i in range(q) for j in range(i + 1)}
+    if q and columns[0].ndim == low.ndim - 1:  # several right-hand sides
+        entry = {key: value[..., None] for key, value in entry.items()}
+    x = list(columns)
+    for i in range(q) if forward else ():
+        for k in range(i):
+            x[i] = x[i] - entry[i, k] * x[k]
+        x[i] = x[i] / entry[i, i]
+    for i in reversed(range(q)) if backward else ():
+        for k in range(i + 1, q):
+            x[i] = x[i] - entry[k, i] * x[k]
+        x[i] = x[i] / entry[i, i]
+    return x
+
+
 def solve_lower(
     low: Float[Array, "*#b q q"], rhs: Float[Array, "*#b q k"], *, transpose: bool = False
 ) -> Float[Array, "... q k"]:
@@ -85,27 +105,31 @@ def solve_lower(
     q = low.shape[-1]
     if q > UNROLL:
         return _solve_loop(low, rhs, transpose)
-    x: dict[int, Array] = {}
-    order = range(q - 1, -1, -1) if transpose else range(q)
-    for i in order:
-        value = rhs[..., i, :]
-        for k in range(i + 1, q) if transpose else range(i):
-            entry = low[..., k, i] if transpose else low[..., i, k]
-            value = value - entry[..., None] * x[k]
-        x[i] = value / low[..., i, i][..., None]
-    return jnp.stack([x[i] for i in range(q)], -2) if q else rhs
+    rows = [rhs[..., i, :] for i in range(q)]
+    rows = _substitute(low, rows, forward=not transpose, backward=transpose)
+    return jnp.stack(rows, -2) if q else rhs
 
 
 def cho_solve(low: Float[Array, "*b q q"], rhs: Float[Array, "*b q k"]) -> Float[Array, "*b q k"]:
     """Solve ``L L' x = rhs``."""
-    return solve_lower(low, solve_lower(low, rhs), transpose=True)
+    q = low.shape[-1]
+    if q > UNROLL:
+        return solve_lower(low, solve_lower(low, rhs), transpose=True)
+    rows = [rhs[..., i, :] for i in range(q)]
+    rows = _substitute(low, rows, forward=True, backward=True)
+    return jnp.stack(rows, -2) if q else rhs
 
 
 def cho_solve_vector(
     low: Float[Array, "*b q q"], rhs: Float[Array, "*b q"]
 ) -> Float[Array, "*b q"]:
     """Solve ``L L' x = rhs`` for one right-hand side."""
-    return cho_solve(low, rhs[..., None])[..., 0]
+    q = low.shape[-1]
+    if q > UNROLL:
+        return cho_solve(low, rhs[..., None])[..., 0]
+    rows = [rhs[..., i] for i in range(q)]
+    rows = _substitute(low, rows, forward=True, backward=True)
+    return jnp.stack(rows, -1) if q else rhs
 
 
 def logdet(low: Float[Array, "*b q q"]) -> Float[Array, "*b"]:
@@ -131,7 +155,11 @@ def sweep_inverse(a: Float[Array, "q q"]) -> tuple[Float[Array, "q q"], Float[Ar
         rest = jnp.where(cross, 0, rest) - column[:, None] * (column / pivot)[None]
         return rest, jnp.minimum(least, pivot)
 
-    swept, least = jax.lax.fori_loop(0, a.shape[0], sweep, (a, jnp.full((), jnp.inf, a.dtype)))
+    start = a, jnp.full((), jnp.inf, a.dtype)
+    if a.shape[0] > UNROLL:
+        swept, least = jax.lax.fori_loop(0, a.shape[0], sweep, start)
+    else:
+        swept, least = functools.reduce(lambda carry, k: sweep(k, carry), range(a.shape[0]), start)
     return -swept, least
 
 

@@ -122,7 +122,9 @@ def SSfol(Dose: Any, input: Any, lKe: Any, lKa: Any, lCl: Any) -> Any:
 def _rate(xp: Any, log_rate: Any) -> Any:
     """exp, bounded so that rate * 0 stays 0 and products of two rates stay finite."""
     limits: Any = jnp.finfo(jnp.result_type(log_rate, float)) if xp is jnp else np.finfo(float)
-    return xp.exp(xp.minimum(log_rate, float(np.log(float(limits.max)) / 2.5)))
+    largest = float(np.log(float(limits.max)) / 2.5)
+    # not minimum: its derivative at a tie is four times as long a program
+    return xp.exp(xp.where(log_rate > largest, largest, log_rate))
 
 
 def _asymp(xp: Any, input: Any, Asym: Any, R0: Any, lrc: Any) -> Any:
@@ -157,9 +159,10 @@ def _mean_decay(xp: Any, u: Any) -> Any:
     small = xp.abs(u) < 0.02
     safe = xp.where(small, 1.0, u)
     series = xp.where(small, u, 0.0)
-    total = 1.0 - series / 7.0
-    for k in (6.0, 5.0, 4.0, 3.0, 2.0):
-        total = 1.0 - series / k * total
+    total = series / 5040.0
+    for factorial in (-720.0, 120.0, -24.0, 6.0, -2.0):
+        total = series * (total + 1.0 / factorial)
+    total = 1.0 + total
     return xp.where(small, total, -xp.expm1(-safe) / safe)
 
 
