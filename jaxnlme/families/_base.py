@@ -132,6 +132,11 @@ class AbstractFamily(eqx.Module):
         return ()
 
     @attribute
+    def reads_response(self) -> bool:
+        """False where the data come from other columns than the response (intervals)."""
+        return True
+
+    @attribute
     def formulas(self) -> dict[str, str]:
         """Formulas that were given with the family itself: ``ZeroInflated(..., zero="~ x")``."""
         return {}
@@ -290,8 +295,31 @@ class AbstractFamily(eqx.Module):
     def sample(
         self, rng: np.random.Generator, weights: np.ndarray, mu: np.ndarray, *others: np.ndarray
     ) -> np.ndarray:
-        """Random responses on the host, in the form of ``y``."""
+        """Random responses (n,) on the host, on the scale of :meth:`observed`; ``weights`` as in :meth:`cdf`."""
         raise ModelSpecError(f"family {self.name!r} cannot be simulated.")
+
+    # How these apply to the rows of given data.
+    def law_weights(self, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The ``weights`` of :meth:`cdf` for rows of the kernels (numbers of trials)."""
+        return weights
+
+    def spacing(self, weights: np.ndarray) -> np.ndarray:
+        """Distance between neighbouring values of a discrete response."""
+        return np.ones_like(weights)
+
+    def between(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Limits between which responses are known to lie (censored ones); None: they are known."""
+        return None
+
+    def for_rows(self, column: Callable[[str], np.ndarray]) -> AbstractFamily:
+        """The family with the values of data columns (truncation) that its host methods need."""
+        return self
+
+    def recorded(
+        self, values: np.ndarray, column: Callable[[str], np.ndarray]
+    ) -> np.ndarray | None:
+        """What the data would hold of drawn values (limits are applied); None: the family cannot tell."""
+        return values
 
     def log_tails(self, y: Array, mu: Array, *others: Array) -> tuple[Array, Array]:
         """Traced ``log P(Y <= y)`` and ``log P(Y > y)``, for ``Censored`` and ``Truncated``."""
@@ -352,6 +380,8 @@ class AbstractExponentialFamily(AbstractFamily):
     (``has_dispersion`` False) or Pearson's estimate afterwards.
     """
 
+    canonical_ratio = 1.0  # slope of the mean over its variance under the canonical link
+
     @property
     def fisher_scoring(self) -> bool:
         return True
@@ -383,10 +413,11 @@ class AbstractExponentialFamily(AbstractFamily):
     def working(self, links, y, weights, etas):
         (link,), (eta,) = links, etas
         mu, slope = link.inverse(eta), link.derivative(eta)
-        tiny = jnp.finfo(
-            mu.dtype
-        ).tiny  # a mean that underflows has slope 0 too, and must not give 0 / 0
-        ratio = weights * slope / jnp.maximum(self.variance(mu), tiny)
+        if link.name == self.canonical:
+            ratio = self.canonical_ratio * weights
+        else:  # a mean that underflows has slope 0 too, and must not give 0 / 0
+            tiny = jnp.finfo(mu.dtype).tiny
+            ratio = weights * slope / jnp.maximum(self.variance(mu), tiny)
         return self.cost(y, weights, mu), (ratio * (y - mu),), ((ratio * slope,),)
 
     def expected_information(self, links, weights, etas):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +53,12 @@ def bound_values(
         return None, column
     column = column.astype(np.float64)
     return np.where(np.isnan(column), missing, column), None
+
+
+def bound_of_rows(bound: Any, column: Callable[[str], np.ndarray], missing: float) -> Any:
+    """A bound as a number or one per row (n,), NaN (and None) turned into ``missing``."""
+    values = missing if bound is None else column(bound) if isinstance(bound, str) else bound
+    return np.where(np.isnan(values), missing, values)
 
 
 def log_between(family: AbstractFamily, low: Array, high: Array, mu: Any, others: tuple) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,8 +10,11 @@ from jaxnlme.families._base import (
     AbstractExponentialFamily,
     AbstractFamily,
     Parameter,
+    need_positive,
+    need_variation,
     weighted_mean,
 )
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.links import Log
 
 
@@ -45,6 +49,9 @@ class AbstractWrapped(AbstractFamily):
 
     def valid(self, mu, *others):
         return self.base.valid(mu, *others)
+
+    def for_rows(self, column):
+        return eqx.tree_at(lambda f: f.base, self, self.base.for_rows(column))
 
 
 class WithDispersion(AbstractWrapped):
@@ -93,3 +100,23 @@ class WithDispersion(AbstractWrapped):
         centre = weighted_mean(y, weights)
         spread = weighted_mean((y - centre) ** 2, weights)
         return (spread / self.base.variance(jnp.asarray(centre)),)
+
+
+class AbstractPositive(AbstractKnownLaw, AbstractExponentialFamily):
+    """Positive responses with a dispersion that is estimated after the fit: gamma and inverse Gaussian."""
+
+    has_dispersion = True
+    dispersion_name = "dispersion"
+
+    def full_likelihood(self):
+        return WithDispersion(self)
+
+    def valid(self, mu, *others):
+        return jnp.isfinite(mu) & (mu > 0)
+
+    def llf_dispersion(self, y, weights, mu, deviance):
+        return deviance / float(np.sum(weights))
+
+    def check_response(self, response):
+        need_positive(response, self.name)
+        need_variation(response, "the dispersion would be 0")

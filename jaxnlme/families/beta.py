@@ -8,13 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme.families._base import AbstractFamily, Parameter, need_variation, weighted_mean
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.families.negative_binomial import positive_number
 from jaxnlme.links import Log, Logit
 from jaxnlme.numerics.special import log_gamma
 from jaxnlme.numerics.tails import log_beta_tails
 
 
-class Beta(AbstractFamily):
+class AbstractWithPrecision(AbstractFamily):
+    """A family of proportions with a mean and a ``precision`` that is given or has its own predictor."""
+
+    precision: Any = None
+
+    def __init__(self, precision: Any = None) -> None:
+        given = precision is not None
+        call = f"{type(self).__name__}(precision="
+        self.precision = positive_number(precision, call, "precision") if given else None
+
+    @property
+    def parameters(self):
+        return (Parameter("precision", Log()),) if self.precision is None else ()
+
+    def _precision(self, mu: Any, others: tuple) -> Any:
+        return others[0] if self.precision is None else self.precision * (0 * mu + 1)
+
+    def valid(self, mu, *others):
+        return (mu > 0) & (mu < 1) & (self._precision(mu, others) > 0)
+
+
+class Beta(AbstractWithPrecision, AbstractKnownLaw):
     """``y ~ beta(mu phi, (1 - mu) phi)``: ``Var = mu (1 - mu) / (1 + phi)``; default link logit.
 
     Parameters
@@ -34,26 +56,8 @@ class Beta(AbstractFamily):
     0.0625
     """
 
-    precision: Any = None
-
     name = "beta"
     default_link = Logit()
-
-    def __init__(self, precision: Any = None) -> None:
-        given = precision is not None
-        self.precision = (
-            positive_number(precision, "Beta(precision=", "precision") if given else None
-        )
-
-    @property
-    def parameters(self):
-        return (Parameter("precision", Log()),) if self.precision is None else ()
-
-    def _precision(self, mu: Any, others: tuple) -> Any:
-        return others[0] if self.precision is None else self.precision * (0 * mu + 1)
-
-    def valid(self, mu, *others):
-        return (mu > 0) & (mu < 1) & (self._precision(mu, others) > 0)
 
     def log_prob(self, y, mu, *others):
         phi = self._precision(mu, others)
@@ -97,17 +101,9 @@ class Beta(AbstractFamily):
         lower = jnp.where(below, -jnp.inf, jnp.where(above, 0, lower))
         return lower, jnp.where(below, 0, jnp.where(above, -jnp.inf, upper))
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = self._precision(np.asarray(mu), others)
-        return stats.beta.cdf(y, mu * phi, (1 - mu) * phi)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = self._precision(np.asarray(mu), others)
-        return stats.beta.ppf(p, mu * phi, (1 - mu) * phi)
+    def law(self, weights, mu, *others):
+        phi = self._precision(mu, others)
+        return "beta", (mu * phi, (1 - mu) * phi), {}
 
     def sample(self, rng, weights, mu, *others):
         phi = self._precision(np.asarray(mu), others)

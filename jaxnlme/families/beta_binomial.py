@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme._errors import DataError
-from jaxnlme.families._base import AbstractFamily, Parameter, Prepared
+from jaxnlme.families._base import Prepared
+from jaxnlme.families._laws import AbstractKnownProportion
+from jaxnlme.families.beta import AbstractWithPrecision
 from jaxnlme.families.binomial import read_proportion, refuse_one_outcome
-from jaxnlme.families.negative_binomial import positive_number
-from jaxnlme.links import Log, Logit
+from jaxnlme.links import Logit
 from jaxnlme.numerics.special import log_factorial, log_rising
 
 
-class BetaBinomial(AbstractFamily):
+class BetaBinomial(AbstractWithPrecision, AbstractKnownProportion):
     """Successes out of a size with extra variation between rows; default link logit.
 
     ``P(success) ~ beta(mu phi, (1 - mu) phi)``, so that the proportion has variance
@@ -38,27 +38,9 @@ class BetaBinomial(AbstractFamily):
     -1.3863
     """
 
-    precision: Any = None
-
     name = "beta_binomial"
     default_link = Logit()
-    discrete = True
     response_width = 2
-
-    def __init__(self, precision: Any = None) -> None:
-        given = precision is not None
-        call = "BetaBinomial(precision="
-        self.precision = positive_number(precision, call, "precision") if given else None
-
-    @property
-    def parameters(self):
-        return (Parameter("precision", Log()),) if self.precision is None else ()
-
-    def _precision(self, mu: Any, others: tuple) -> Any:
-        return others[0] if self.precision is None else self.precision * (0 * mu + 1)
-
-    def valid(self, mu, *others):
-        return (mu > 0) & (mu < 1) & (self._precision(mu, others) > 0)
 
     def log_prob(self, y, mu, *others):
         hits, size = y[0], y[1]
@@ -121,16 +103,14 @@ class BetaBinomial(AbstractFamily):
             )
         return Prepared(self, np.stack([hits, np.maximum(size, 1e-300)]), weights)
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
+    def law(self, weights, mu, *others):
+        phi = self._precision(mu, others)
+        return "betabinom", (self.trials(weights), mu * phi, (1 - mu) * phi), {}
 
-        size = np.ones(np.shape(mu)) if weights is None else np.round(weights)
-        phi = self._precision(np.asarray(mu), others)
-        return stats.betabinom.cdf(np.round(np.asarray(y) * size), size, mu * phi, (1 - mu) * phi)
+    def sample(self, rng, weights, mu, *others):
+        phi = self._precision(np.asarray(mu, float), others)
+        size = np.asarray(np.round(weights), np.int64)
+        return rng.binomial(size, rng.beta(mu * phi, (1 - mu) * phi)) / np.maximum(size, 1)
 
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        size = np.ones(np.shape(mu)) if weights is None else np.round(weights)
-        phi = self._precision(np.asarray(mu), others)
-        return stats.betabinom.ppf(p, size, mu * phi, (1 - mu) * phi) / size
+    def law_weights(self, y, weights):
+        return np.where(weights > 0, np.round(y[1]), 0.0)

@@ -10,6 +10,7 @@ from jax.scipy.special import xlogy
 
 from jaxnlme._errors import DataError, some
 from jaxnlme.families._base import AbstractExponentialFamily, Prepared, Response
+from jaxnlme.families._laws import AbstractKnownProportion
 from jaxnlme.links import Logit
 from jaxnlme.numerics.special import deviance_gap, log_factorial
 
@@ -83,7 +84,7 @@ def refuse_one_outcome(response: Response, proportion: np.ndarray, size: np.ndar
         )
 
 
-class Binomial(AbstractExponentialFamily):
+class Binomial(AbstractKnownProportion, AbstractExponentialFamily):
     """Proportions of ``w`` trials with ``Var = mu (1 - mu) / w``; default link logit.
 
     The response is 0/1, boolean, a column with two levels (the second is the success), a proportion with
@@ -99,7 +100,6 @@ class Binomial(AbstractExponentialFamily):
     name = "binomial"
     default_link = Logit()
     canonical = "logit"
-    discrete = True
 
     def variance(self, mu):
         # a mean that rounds to 1 must not give 0 / 0 residuals
@@ -114,8 +114,12 @@ class Binomial(AbstractExponentialFamily):
     def working(self, links, y, weights, etas):
         (link,), (eta,) = links, etas
         mu, rest, slope = link.inverse(eta), link.complement(eta), link.derivative(eta)
-        cost = -weights * (xlogy(y, mu) + xlogy(1 - y, rest))
-        ratio = weights * slope / jnp.maximum(mu * rest, jnp.finfo(mu.dtype).tiny)
+        if link.name == self.canonical:
+            ratio = weights
+            cost = weights * (jnp.maximum(eta, 0) - y * eta - jnp.log(jnp.maximum(mu, rest)))
+        else:
+            ratio = weights * slope / jnp.maximum(mu * rest, jnp.finfo(mu.dtype).tiny)
+            cost = -weights * (xlogy(y, mu) + xlogy(1 - y, rest))
         # (1 - y) mu and y rest are exact where mu is next to 0 or 1, y - mu is not
         return cost, (ratio * (y * rest - (1 - y) * mu),), ((ratio * slope,),)
 
@@ -151,17 +155,8 @@ class Binomial(AbstractExponentialFamily):
     def check_response(self, response):
         refuse_one_outcome(response, response.values, response.weights)
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        size = 1.0 if weights is None else np.round(weights)
-        return stats.binom.cdf(np.floor(size * np.asarray(y) + 1e-9), size, mu)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        size = 1.0 if weights is None else np.round(weights)
-        return stats.binom.ppf(p, size, mu) / np.maximum(size, 1.0)
+    def law(self, weights, mu, *others):
+        return "binom", (self.trials(weights), mu), {}
 
     def sample(self, rng, weights, mu, *others):
         size = np.asarray(np.round(weights), np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxnlme._errors import DataError, ModelSpecError
 from jaxnlme.families._base import Prepared
 from jaxnlme.families._bounds import (
+    bound_of_rows,
     bound_values,
     check_order,
     inner_family,
@@ -101,6 +102,10 @@ class Censored(AbstractWrapped):
                 "event='column'."
             )
         self.interval = interval
+
+    @property
+    def reads_response(self):
+        return self.interval is None
 
     @property
     def columns(self):
@@ -198,3 +203,20 @@ class Censored(AbstractWrapped):
 
     def quantile(self, p, mu, *others, weights=None):
         return self.base.quantile(p, mu, *others)
+
+    def sample(self, rng, weights, mu, *others):
+        return self.base.sample(rng, np.ones_like(np.asarray(mu, float)), mu, *others)
+
+    def between(self, y):
+        return y[0], y[1]
+
+    def recorded(self, values, column):
+        named = [column(v) for v in (self.left, self.right) if isinstance(v, str)]
+        if (
+            self.interval is not None
+            or self.event is not None
+            or any(v.dtype == bool for v in named)
+        ):
+            return None  # when rows would be censored stands nowhere
+        low = bound_of_rows(self.left, column, -np.inf)
+        return np.clip(values, low, bound_of_rows(self.right, column, np.inf))

@@ -5,13 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme.families._base import (
-    AbstractExponentialFamily,
-    dispersion_of,
-    need_positive,
-    need_variation,
-)
-from jaxnlme.families._wrapped import WithDispersion
+from jaxnlme.families._base import dispersion_of
+from jaxnlme.families._wrapped import AbstractPositive
 from jaxnlme.links import Inverse
 from jaxnlme.numerics.special import deviance_gap, log_gamma
 from jaxnlme.numerics.tails import log_gamma_tails
@@ -25,12 +20,7 @@ def gamma_log_density(y, mu, phi):
     return shape * (jnp.log(ratio) - ratio) - jnp.log(y) + shape * jnp.log(shape) - log_gamma(shape)
 
 
-def _refuse(response):
-    need_positive(response, "gamma")
-    need_variation(response, "the dispersion would be 0")
-
-
-class Gamma(AbstractExponentialFamily):
+class Gamma(AbstractPositive):
     """Positive responses with ``Var = phi mu^2 / w``; default link inverse, as in R.
 
     ``llf`` is taken at ``phi = deviance / sum(w)``, as in R. With ``parameters={"dispersion": ...}`` mean
@@ -46,11 +36,7 @@ class Gamma(AbstractExponentialFamily):
     name = "gamma"
     default_link = Inverse()
     canonical = "inverse"
-    has_dispersion = True
-    dispersion_name = "dispersion"
-
-    def full_likelihood(self):
-        return WithDispersion(self)
+    canonical_ratio = -1.0
 
     def variance(self, mu):
         return mu**2
@@ -61,29 +47,12 @@ class Gamma(AbstractExponentialFamily):
     def kernel(self, y, mu):
         return y / mu + jnp.log(mu)
 
-    def valid(self, mu, *others):
-        return jnp.isfinite(mu) & (mu > 0)
-
     def log_prob(self, y, mu, *others):
         return gamma_log_density(y, mu, others[0] if others else jnp.ones_like(mu))
 
-    def llf_dispersion(self, y, weights, mu, deviance):
-        return deviance / float(np.sum(weights))
-
-    def check_response(self, response):
-        _refuse(response)
-
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
+    def law(self, weights, mu, *others):
         phi = dispersion_of(others, weights)
-        return stats.gamma.cdf(y, 1 / phi, scale=np.asarray(mu) * phi)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights)
-        return stats.gamma.ppf(p, 1 / phi, scale=np.asarray(mu) * phi)
+        return "gamma", (1 / phi,), {"scale": mu * phi}
 
     def sample(self, rng, weights, mu, *others):
         phi = dispersion_of(others, weights)

@@ -7,19 +7,19 @@ import numpy as np
 
 from jaxnlme.families._base import (
     AbstractExponentialFamily,
-    AbstractFamily,
     Parameter,
     dispersion_of,
     need_variation,
     weighted_mean,
 )
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.links import Identity, Log
 from jaxnlme.numerics.special import log_ndtr
 
 _HALF_LOG_2PI = 0.9189385332046727
 
 
-class Gaussian(AbstractExponentialFamily):
+class Gaussian(AbstractKnownLaw, AbstractExponentialFamily):
     """Normal errors with ``Var = sigma^2 / w``; default link identity.
 
     ``sigma`` is estimated after the fit, unless ``parameters={"sigma": ...}`` asks for a formula: then
@@ -57,21 +57,14 @@ class Gaussian(AbstractExponentialFamily):
     def check_response(self, response):
         need_variation(response, "the residual variance would be 0")
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.norm.cdf(y, mu, np.sqrt(dispersion_of(others, weights)))
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.norm.ppf(p, mu, np.sqrt(dispersion_of(others, weights)))
+    def law(self, weights, mu, *others):
+        return "norm", (), {"loc": mu, "scale": np.sqrt(dispersion_of(others, weights))}
 
     def sample(self, rng, weights, mu, *others):
         return rng.normal(mu, np.sqrt(dispersion_of(others, weights)))
 
 
-class GaussianSigma(AbstractFamily):
+class GaussianSigma(AbstractKnownLaw):
     """Normal errors whose standard deviation has its own predictor (log link)."""
 
     name = "gaussian"
@@ -103,15 +96,8 @@ class GaussianSigma(AbstractFamily):
         z = (y - mu) / others[0]
         return log_ndtr(z), log_ndtr(-z)
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.norm.cdf(y, mu, others[0])
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.norm.ppf(p, mu, others[0])
+    def law(self, weights, mu, *others):
+        return "norm", (), {"loc": mu, "scale": others[0]}
 
     def sample(self, rng, weights, mu, *others):
         return rng.normal(mu, others[0])

@@ -5,13 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme.families._base import (
-    AbstractExponentialFamily,
-    dispersion_of,
-    need_positive,
-    need_variation,
-)
-from jaxnlme.families._wrapped import WithDispersion
+from jaxnlme.families._base import dispersion_of
+from jaxnlme.families._wrapped import AbstractPositive
 from jaxnlme.links import InverseSquare
 from jaxnlme.numerics.special import log1mexp, log_ndtr
 
@@ -21,12 +16,7 @@ def _log_density(y, mu, phi):
     return -0.5 * (((y - mu) / mu) ** 2 / (y * phi) + jnp.log(two_pi * phi) + 3 * jnp.log(y))
 
 
-def _refuse(response):
-    need_positive(response, "inverse_gaussian")
-    need_variation(response, "the dispersion would be 0")
-
-
-class InverseGaussian(AbstractExponentialFamily):
+class InverseGaussian(AbstractPositive):
     """Positive responses with ``Var = phi mu^3 / w``; default link inverse_square, as in R.
 
     ``llf`` is taken at ``phi = deviance / sum(w)``, as in R. With ``parameters={"dispersion": ...}`` mean
@@ -36,11 +26,7 @@ class InverseGaussian(AbstractExponentialFamily):
     name = "inverse_gaussian"
     default_link = InverseSquare()
     canonical = "inverse_square"
-    has_dispersion = True
-    dispersion_name = "dispersion"
-
-    def full_likelihood(self):
-        return WithDispersion(self)
+    canonical_ratio = -0.5
 
     def variance(self, mu):
         return mu**3
@@ -51,29 +37,12 @@ class InverseGaussian(AbstractExponentialFamily):
     def kernel(self, y, mu):
         return 0.5 * y / mu**2 - 1 / mu
 
-    def valid(self, mu, *others):
-        return jnp.isfinite(mu) & (mu > 0)
-
     def log_prob(self, y, mu, *others):
         return _log_density(y, mu, others[0] if others else jnp.ones_like(mu))
 
-    def llf_dispersion(self, y, weights, mu, deviance):
-        return deviance / float(np.sum(weights))
-
-    def check_response(self, response):
-        _refuse(response)
-
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
+    def law(self, weights, mu, *others):
         phi = dispersion_of(others, weights)
-        return stats.invgauss.cdf(y, np.asarray(mu) * phi, scale=1 / phi)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        phi = dispersion_of(others, weights)
-        return stats.invgauss.ppf(p, np.asarray(mu) * phi, scale=1 / phi)
+        return "invgauss", (mu * phi,), {"scale": 1 / phi}
 
     def sample(self, rng, weights, mu, *others):
         phi = dispersion_of(others, weights)

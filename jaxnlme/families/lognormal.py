@@ -6,19 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlme.families._base import (
-    AbstractFamily,
     Parameter,
     need_positive,
     need_variation,
     weighted_mean,
 )
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.links import Identity, Log
 from jaxnlme.numerics.special import log_ndtr
 
 _HALF_LOG_2PI = 0.9189385332046727
 
 
-class LogNormal(AbstractFamily):
+class LogNormal(AbstractKnownLaw):
     """``log y ~ N(mu, sigma^2)``; default link identity, as in R's ``survreg(dist = "lognormal")``.
 
     The predictor is that of the mean of ``log y``; fitted values are means of ``y``,
@@ -70,15 +70,8 @@ class LogNormal(AbstractFamily):
         z = (jnp.log(jnp.where(inside, y, 1)) - mu) / others[0]
         return jnp.where(inside, log_ndtr(z), -jnp.inf), jnp.where(inside, log_ndtr(-z), 0)
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.lognorm.cdf(y, others[0], scale=np.exp(mu))
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.lognorm.ppf(p, others[0], scale=np.exp(mu))
+    def law(self, weights, mu, *others):
+        return "lognorm", (others[0],), {"scale": np.exp(mu)}
 
     def sample(self, rng, weights, mu, *others):
         return rng.lognormal(mu, others[0])

@@ -6,48 +6,15 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 
-from jaxnlme._errors import DataError, ModelSpecError, nearest, some
+from jaxnlme._errors import ModelSpecError, nearest, some
 from jaxnlme._typing import Array
-from jaxnlme.families._base import AbstractFamily, Parameter, Prepared, Response
+from jaxnlme.families._base import Parameter, Prepared
+from jaxnlme.families._classes import AbstractClasses, read_classes
 from jaxnlme.links import Identity
 
 
-def read_classes(family: str, response: Response) -> tuple[np.ndarray, tuple]:
-    """Codes (n,) and level labels of a class response; numbers are their own labels."""
-    values = np.asarray(response.values, np.float64)
-    if values.ndim != 1:
-        raise DataError(
-            f"response {response.name!r} has {values.shape[1]} columns; family {family!r} takes one column of "
-            "labels."
-        )
-    levels = response.levels
-    if levels is None:
-        found, values = np.unique(values, return_inverse=True)
-        if len(found) > 50:
-            raise DataError(
-                f"response {response.name!r} holds {len(found)} different numbers; family {family!r} takes class "
-                "labels. For numbers use another family, or make the response a categorical column."
-            )
-        levels = tuple(int(v) if v == int(v) else float(v) for v in found)
-        values = values.astype(float)
-    live = values[response.weights > 0]
-    used = np.isin(np.arange(len(levels)), live)
-    if not used.all():
-        empty = [level for level, seen in zip(levels, used, strict=True) if not seen]
-        raise DataError(
-            f"response {response.name!r}: no row of level(s) {some(empty)}; the maximum likelihood estimate lies on "
-            "the boundary. Remove unused levels."
-        )
-    if len(levels) < 2:
-        raise DataError(
-            f"response {response.name!r} has one level ({some(levels)}); nothing to tell apart."
-        )
-    return values, tuple(levels)
-
-
-class Multinomial(AbstractFamily):
+class Multinomial(AbstractClasses):
     """Unordered classes: one predictor per class beside the reference, all with the design of the mean.
 
     ``log(P(class k) / P(reference)) = eta_k``. The reference is the first level, as in R's ``multinom``, unless
@@ -68,11 +35,6 @@ class Multinomial(AbstractFamily):
     name = "multinomial"
     default_link = Identity()
     links = ("identity",)
-    discrete = True
-
-    @property
-    def classes(self):
-        return self.levels or None
 
     @property
     def _order(self) -> list[int]:
@@ -109,13 +71,6 @@ class Multinomial(AbstractFamily):
     def mean(self, mu, *others):
         return jnp.stack([jnp.exp(v) for v in self._log_probabilities(mu, others)], axis=-1)
 
-    def variance_of(self, mu, *others):
-        p = self.mean(mu, *others)
-        return p * (1 - p)
-
-    def start_mean(self, y, weights):
-        return jnp.zeros_like(weights)
-
     def start_others(self, y, weights):
         return tuple(jnp.zeros((), weights.dtype) for _ in self.parameters)
 
@@ -126,18 +81,6 @@ class Multinomial(AbstractFamily):
                 f"Multinomial(reference={self.reference!r}): not a level of response {response.name!r} "
                 f"({some(levels)}).{nearest(str(self.reference), map(str, levels))}"
             )
-        return Prepared(Multinomial(self.reference, levels), values, response.weights)
-
-    def cdf(self, y, mu, *others, weights=None):
-        total = np.cumsum(np.asarray(self.mean(mu, *others)), axis=-1)
-        codes = np.clip(np.asarray(y, int), -1, len(self.levels) - 1)
-        picked = np.take_along_axis(total, np.maximum(codes, 0)[..., None], -1)[..., 0]
-        return np.where(codes < 0, 0.0, picked)
-
-    def quantile(self, p, mu, *others, weights=None):
-        total = np.cumsum(np.asarray(self.mean(mu, *others)), axis=-1)
-        codes = (total < np.asarray(p)[..., None] - 1e-12).sum(-1).astype(float)
-        return np.minimum(codes, len(self.levels) - 1)
-
-    def sample(self, rng, weights, mu, *others):
-        return self.quantile(rng.random(np.shape(mu)), mu, *others)
+        return Prepared(
+            Multinomial(reference=self.reference, levels=levels), values, response.weights
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxnlme.families._base import (
     need_counts,
     weighted_mean,
 )
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.links import Log
 from jaxnlme.numerics.special import (
     deviance_gap,
@@ -59,11 +61,12 @@ def _theta_of_moments(y: Array, weights: Array) -> Array:
     return jnp.clip(centre**2 / jnp.maximum(excess, 0.01 * centre), 0.1, 100)
 
 
-class _Counts(AbstractFamily):
+class _Counts(AbstractKnownLaw):
     """What all negative binomial families share; subclasses give size and mean."""
 
+    @abc.abstractmethod
     def _size(self, mu: Any, others: tuple) -> Any:
-        raise NotImplementedError
+        """``mean / (variance / mean - 1)``: the number of failures of the negative binomial law."""
 
     def check_response(self, response):
         need_counts(response, whole=True, cure=_WHOLE)
@@ -78,17 +81,9 @@ class _Counts(AbstractFamily):
         size = self._size(mu, others)
         return nb_tails(y, size, jnp.log(size) - jnp.log(mu))
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        size = self._size(np.asarray(mu), others)
-        return stats.nbinom.cdf(y, size, size / (size + mu))
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        size = self._size(np.asarray(mu), others)
-        return stats.nbinom.ppf(p, size, size / (size + mu))
+    def law(self, weights, mu, *others):
+        size = self._size(mu, others)
+        return "nbinom", (size, size / (size + mu)), {}
 
     def sample(self, rng, weights, mu, *others):
         size = self._size(np.asarray(mu), others)
@@ -135,7 +130,7 @@ class NegativeBinomialFixed(_Counts, AbstractExponentialFamily):
         return nb_tails(y, theta, jnp.log(theta) - jnp.log(mu))
 
 
-class NegativeBinomialTheta(_Counts, AbstractFamily):
+class NegativeBinomialTheta(_Counts):
     """Counts with ``Var = mu + mu^2 / theta`` whose ``theta`` has its own predictor (log link)."""
 
     name = "negative_binomial"
@@ -246,7 +241,7 @@ def positive_number(value: Any, call: str, name: str) -> float:
     return number
 
 
-class NegativeBinomial1(_Counts, AbstractFamily):
+class NegativeBinomial1(_Counts):
     """Counts with ``Var = mu (1 + dispersion)`` (NB1, glmmTMB's ``nbinom1``); default link log.
 
     ``dispersion`` is estimated with the mean (log link).

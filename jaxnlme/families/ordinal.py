@@ -7,18 +7,17 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnlme._errors import ModelSpecError
 from jaxnlme._typing import Array
-from jaxnlme.families._base import AbstractFamily, Parameter, Prepared
-from jaxnlme.families.multinomial import read_classes
+from jaxnlme.families._base import Parameter, Prepared
+from jaxnlme.families._classes import AbstractClasses, read_classes
 from jaxnlme.links import AbstractLink, Identity, as_link
 
 _CDF_LINKS = ("logit", "probit", "cloglog", "loglog", "cauchit")
 
 
-class Ordinal(AbstractFamily):
+class Ordinal(AbstractClasses):
     """Ordered classes: ``link(P(y <= k)) = cutpoint_k - eta``, as in MASS's ``polr``.
 
     The cutpoints ``"low|mid"``, ``"mid|high"``, ... are parameters of the family and stand in for the
@@ -47,7 +46,6 @@ class Ordinal(AbstractFamily):
     default_link = Identity()
     links = ("identity",)
     has_intercept = False
-    discrete = True
 
     def __init__(self, link: Any = "logit", levels: tuple = ()) -> None:
         chosen = as_link(link)
@@ -57,10 +55,6 @@ class Ordinal(AbstractFamily):
                 "distribution function on the whole line."
             )
         self.cdf_link, self.levels = chosen, tuple(levels)
-
-    @property
-    def classes(self):
-        return self.levels or None
 
     @property
     def parameters(self):
@@ -97,13 +91,6 @@ class Ordinal(AbstractFamily):
     def mean(self, mu, *others):
         return jnp.stack(self._probabilities(mu, others), axis=-1)
 
-    def variance_of(self, mu, *others):
-        p = self.mean(mu, *others)
-        return p * (1 - p)
-
-    def start_mean(self, y, weights):
-        return jnp.zeros_like(weights)
-
     def start_others(self, y, weights):
         live = weights > 0
         w = jnp.where(live, weights, 0)
@@ -114,17 +101,3 @@ class Ordinal(AbstractFamily):
     def read_response(self, response):
         values, levels = read_classes(self.name, response)
         return Prepared(Ordinal(self.cdf_link, levels), values, response.weights)
-
-    def cdf(self, y, mu, *others, weights=None):
-        total = np.cumsum(np.asarray(self.mean(np.asarray(mu), *others)), axis=-1)
-        codes = np.clip(np.asarray(y, int), -1, len(self.levels) - 1)
-        picked = np.take_along_axis(total, np.maximum(codes, 0)[..., None], -1)[..., 0]
-        return np.where(codes < 0, 0.0, picked)
-
-    def quantile(self, p, mu, *others, weights=None):
-        total = np.cumsum(np.asarray(self.mean(np.asarray(mu), *others)), axis=-1)
-        codes = (total < np.asarray(p)[..., None] - 1e-12).sum(-1).astype(float)
-        return np.minimum(codes, len(self.levels) - 1)
-
-    def sample(self, rng, weights, mu, *others):
-        return self.quantile(rng.random(np.shape(mu)), mu, *others)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from jaxnlme.families._base import AbstractExponentialFamily, need_counts
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.links import Log
 from jaxnlme.numerics.special import deviance_gap, log_factorial
 from jaxnlme.numerics.tails import log_gamma_tails
@@ -18,7 +19,7 @@ def poisson_deviance(y, mu):
     return 2 * jnp.where(some, safe * deviance_gap((mu - safe) / safe), mu)
 
 
-class Poisson(AbstractExponentialFamily):
+class Poisson(AbstractKnownLaw, AbstractExponentialFamily):
     """Counts with ``Var = mu``; default link log.
 
     Values that are not whole numbers (a rate with its exposure as ``weights=``) give a warning; their
@@ -66,15 +67,8 @@ class Poisson(AbstractExponentialFamily):
         lower, upper = log_gamma_tails(jnp.where(inside, y + 1, 1), mu)
         return jnp.where(inside, upper, -jnp.inf), jnp.where(inside, lower, 0)
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.poisson.cdf(y, mu)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        return stats.poisson.ppf(p, mu)
+    def law(self, weights, mu, *others):
+        return "poisson", (mu,), {}
 
     def sample(self, rng, weights, mu, *others):
         return rng.poisson(mu).astype(float)

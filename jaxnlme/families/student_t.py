@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme.families._base import AbstractFamily, Parameter, need_variation, weighted_mean
+from jaxnlme.families._base import Parameter, need_variation, weighted_mean
+from jaxnlme.families._laws import AbstractKnownLaw
 from jaxnlme.families.negative_binomial import positive_number
 from jaxnlme.links import Identity, Log
 from jaxnlme.numerics.special import log_rising
@@ -17,7 +18,7 @@ _HALF_LOG_2PI = 0.9189385332046727
 _LOG_2 = 0.6931471805599453
 
 
-class StudentT(AbstractFamily):
+class StudentT(AbstractKnownLaw):
     """``y = mu + sigma T`` with ``T`` Student-t; default link identity.
 
     Parameters
@@ -101,17 +102,9 @@ class StudentT(AbstractFamily):
         lower = jnp.where(away, jnp.where(z > 0, near, far), jnp.log(0.5 + change))
         return lower, jnp.where(away, jnp.where(z > 0, far, near), jnp.log(0.5 - change))
 
-    def cdf(self, y, mu, *others, weights=None):
-        from scipy import stats
-
-        sigma, df = self._split(np.asarray(mu), others)
-        return stats.t.cdf((np.asarray(y) - mu) / sigma, df)
-
-    def quantile(self, p, mu, *others, weights=None):
-        from scipy import stats
-
-        sigma, df = self._split(np.asarray(mu), others)
-        return mu + sigma * stats.t.ppf(p, df)
+    def law(self, weights, mu, *others):
+        sigma, df = self._split(mu, others)
+        return "t", (df,), {"loc": mu, "scale": sigma}
 
     def sample(self, rng, weights, mu, *others):
         sigma, df = self._split(np.asarray(mu), others)

@@ -13,6 +13,7 @@ from jaxnlme._errors import DataError, ModelSpecError
 from jaxnlme._typing import Array
 from jaxnlme.families._base import Prepared
 from jaxnlme.families._bounds import (
+    bound_of_rows,
     bound_values,
     check_order,
     inner_family,
@@ -171,29 +172,59 @@ class Truncated(AbstractWrapped):
         every = [rows[0], *named, *rows[1:]]
         return Prepared(learned, every[0] if len(every) == 1 else np.stack(every), prepared.weights)
 
+    def for_rows(self, column):
+        low = bound_of_rows(self.lower, column, -np.inf)
+        high = bound_of_rows(self.upper, column, np.inf)
+        return _TruncatedRows(self.base.for_rows(column), low, high)
+
+    def cdf(self, y, mu, *others, weights=None):
+        return self.for_rows(_no_column).cdf(y, mu, *others)
+
+    def quantile(self, p, mu, *others, weights=None):
+        return self.for_rows(_no_column).quantile(p, mu, *others)
+
+    def sample(self, rng, weights, mu, *others):
+        return self.for_rows(_no_column).sample(rng, weights, mu, *others)
+
+
+def _no_column(name: str) -> np.ndarray:
+    raise ModelSpecError(
+        f"the bounds of a truncated family stand in column {name!r}: its distribution is known for rows of data "
+        "only (family.for_rows)."
+    )
+
+
+class _TruncatedRows(AbstractWrapped):
+    """The distribution between bounds given for each row; host methods only."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    name = "truncated"
+
+    def log_prob(self, y, mu, *others):
+        return self.base.log_prob(y, mu, *others)
+
+    def variance_of(self, mu, *others):
+        return self.base.variance_of(mu, *others)
+
     def _ends(self, mu: Any, others: tuple) -> tuple[Any, Any]:
-        """Probabilities of the base below and up to the bounds, for bounds that are numbers."""
-        if isinstance(self.lower, str) or isinstance(self.upper, str):
-            raise ModelSpecError(
-                "a truncated family whose bounds are columns has no distribution function for new rows."
-            )
+        """Probabilities of the base below and up to the bounds."""
         step = 1 if self.base.discrete else 0
-        full = np.ones_like(np.asarray(mu, float))
-        low = (
-            0 * full
-            if self.lower is None
-            else self.base.cdf((self.lower - step) * full, mu, *others)
-        )
-        high = full if self.upper is None else self.base.cdf(self.upper * full, mu, *others)
-        return low, high
+        below, above = np.isneginf(self.low), np.isposinf(self.high)
+        low = self.base.cdf(np.where(below, 1.0, self.low - step), mu, *others)
+        high = self.base.cdf(np.where(above, 1.0, self.high), mu, *others)
+        return np.where(below, 0.0, low), np.where(above, 1.0, high)
 
     def cdf(self, y, mu, *others, weights=None):
         low, high = self._ends(mu, others)
-        return np.clip((self.base.cdf(y, mu, *others) - low) / (high - low), 0, 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.clip((self.base.cdf(y, mu, *others) - low) / (high - low), 0, 1)
 
     def quantile(self, p, mu, *others, weights=None):
         low, high = self._ends(mu, others)
-        return self.base.quantile(low + np.asarray(p) * (high - low), mu, *others)
+        found = self.base.quantile(low + np.asarray(p) * (high - low), mu, *others)
+        return np.clip(found, self.low, self.high)
 
     def sample(self, rng, weights, mu, *others):
         return self.quantile(1 - rng.random(np.shape(mu)), mu, *others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -57,8 +58,9 @@ class _WithZeros(AbstractWrapped):
             )
         return self._read(response)
 
+    @abc.abstractmethod
     def _read(self, response) -> Prepared:
-        raise NotImplementedError
+        """Let the base family check and bring into form the rows that it explains."""
 
     def start_mean(self, y, weights):
         positive = jnp.where(y > 0, weights, 0)
@@ -182,6 +184,9 @@ class Hurdle(_WithZeros):
     """
 
     name = "hurdle"
+
+    def __init__(self, family: Any = "poisson", zero: str = "~ 1", link: Any = "logit") -> None:
+        super().__init__(family, zero, link)
 
     def _log_positive(self, mu: Any, rest: tuple) -> Array:
         """``log P(Y > 0)`` of the base family."""

@@ -19,6 +19,7 @@ from jaxnlme._typing import Array
 __all__ = [
     "deviance_gap",
     "digamma",
+    "digamma_gap",
     "log1mexp",
     "log_beta",
     "log_diff_exp",
@@ -29,6 +30,7 @@ __all__ = [
     "ndtr",
     "tetragamma",
     "trigamma",
+    "trigamma_gap",
 ]
 
 _SHIFT = 8
@@ -135,10 +137,17 @@ def log_factorial(y: Any) -> Array:
     return log_gamma(_float(y) + 1)
 
 
+@jax.custom_jvp
 def log_beta(a: Any, b: Any) -> Array:
     """Logarithm of the beta function; stable when one argument is much larger than the other."""
     large, small = jnp.maximum(a, b), jnp.minimum(a, b)
     return log_gamma(small) - log_rising(large, small) - small * jnp.log(large)
+
+
+@log_beta.defjvp
+def _log_beta_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    return log_beta(a, b), -digamma_gap(a, b) * da - digamma_gap(b, a) * db
 
 
 # ---- log Gamma(theta + y) - log Gamma(theta) - y log theta ------------------------------------------
@@ -177,20 +186,19 @@ def log_rising(theta: Any, y: Any) -> Array:
     return value + jnp.where(small, back, 0)
 
 
-@jax.custom_jvp
-def _rising_slope(theta: Any, y: Any) -> Array:
-    """Derivative by theta: ``psi(theta + y) - psi(theta) - y / theta``."""
+def digamma_gap(theta: Any, y: Any) -> Array:
+    """``psi(theta + y) - psi(theta)`` for ``y >= 0``, without the cancellation of the two."""
     small = theta < _SHIFT
     z = jnp.where(small, theta + _SHIFT, theta)
     q, r = 1 / (z + y), 1 / z
     change = q * q * _series(_PSI, q * q) - r * r * _series(_PSI, r * r)
     value = jnp.log1p(y * r) + 0.5 * y * q * r + change
     gain = sum(y / ((theta + k) * (theta + y + k)) for k in range(_SHIFT))
-    return value + jnp.where(small, gain, 0) - y / theta
+    return value + jnp.where(small, gain, 0)
 
 
-def _rising_curvature(theta: Any, y: Any) -> Array:
-    """Second derivative by theta: ``psi'(theta + y) - psi'(theta) + y / theta^2``."""
+def trigamma_gap(theta: Any, y: Any) -> Array:
+    """``psi'(theta + y) - psi'(theta)`` for ``y >= 0``, without the cancellation of the two."""
     small = theta < _SHIFT
     z = jnp.where(small, theta + _SHIFT, theta)
     q, r = 1 / (z + y), 1 / z
@@ -199,7 +207,18 @@ def _rising_curvature(theta: Any, y: Any) -> Array:
     loss = sum(
         y * (2 * theta + 2 * k + y) / ((theta + k) * (theta + y + k)) ** 2 for k in range(_SHIFT)
     )
-    return value - jnp.where(small, loss, 0) + y / theta**2
+    return value - jnp.where(small, loss, 0)
+
+
+@jax.custom_jvp
+def _rising_slope(theta: Any, y: Any) -> Array:
+    """Derivative by theta: ``psi(theta + y) - psi(theta) - y / theta``."""
+    return digamma_gap(theta, y) - y / theta
+
+
+def _rising_curvature(theta: Any, y: Any) -> Array:
+    """Second derivative by theta: ``psi'(theta + y) - psi'(theta) + y / theta^2``."""
+    return trigamma_gap(theta, y) + y / theta**2
 
 
 @log_rising.defjvp

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families.designs import case_of, design, frame_of, response
+from scipy import stats
 
 import jaxnlme.families as jf
 from helpers import reference
@@ -325,3 +326,23 @@ def test_errors_of_the_negative_binomial_are_those_at_fixed_theta():
     np.testing.assert_allclose(theta_se, case["theta_se"], rtol=1e-5)  # at MASS's theta
     # the score vanishes at R's estimate, to its own tolerance
     assert abs(float(np.sum(score[1]))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("power", "mu", "phi"),
+    [(1.02, 1.0, 0.1), (1.5, 1.0, 0.8), (1.98, 2.0, 0.7), (1.999, 2.0, 0.5), (1.2, 500.0, 0.01)],
+)
+def test_tweedie_distribution_function_up_to_the_edges(power, mu, phi):
+    """Against the sum over all counts, 1e-11 (rounding of 1e4 terms), and against its own quantiles."""
+    family, n = jf.Tweedie(power), 6
+    sd = np.sqrt(phi * mu**power)
+    y = np.maximum(mu + sd * np.array([-1.5, -0.5, 0.0, 1.0, 3.0, 6.0]), 0.0)
+    rate, shape = mu ** (2 - power) / (phi * (2 - power)), (2 - power) / (power - 1)
+    k = np.arange(1, int(rate + 14 * np.sqrt(rate) + 60))[:, None]
+    scale = phi * (power - 1) * mu ** (power - 1)
+    terms = stats.poisson.pmf(k, rate) * stats.gamma.cdf(y, k * shape, scale=scale)
+    mean = np.full(n, mu)
+    np.testing.assert_allclose(family.cdf(y, mean, phi), np.exp(-rate) + terms.sum(0), atol=1e-11)
+    levels = np.array([1e-12, 0.01, 0.3, 0.5, 0.9, 0.9999])
+    found = family.cdf(family.quantile(levels, mean, phi), mean, phi)
+    np.testing.assert_allclose(found, np.maximum(levels, np.exp(-rate)), rtol=1e-9)

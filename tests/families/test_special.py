@@ -78,3 +78,44 @@ def test_beta_tails():
             np.asarray(got)[shown], np.log(want[shown]), rtol=1e-9, atol=1e-9
         )
         assert np.all(np.isfinite(np.asarray(got)))
+
+
+@jax.jit
+def _bends(arguments):
+    """First and second derivatives (3, 3, n) of a weighted sum of both tails, elementwise."""
+
+    def total(arguments):
+        lower, upper = log_beta_tails(*arguments)
+        return jnp.sum(lower + 0.6 * upper)
+
+    slopes, push = jax.linearize(jax.grad(total), arguments)
+    directions = jnp.eye(3)[:, :, None] * jnp.ones_like(arguments)[None]
+    return slopes, jax.vmap(push)(directions)
+
+
+def test_second_derivatives_of_beta_tails():
+    """They are covariances over the tail; equal shapes are no special case."""
+    grid = np.meshgrid([0.3, 3.0, 40.0], [0.3, 3.0, 40.0], [-3.0, 0.1, 2.0])
+    arguments, h = np.stack([v.ravel() for v in grid]), 1e-5
+    exact = _bends(arguments)[1]
+    for k, step in enumerate(h * np.eye(3)[:, :, None]):
+        difference = (_bends(arguments + step)[0] - _bends(arguments - step)[0]) / (2 * h)
+        np.testing.assert_allclose(exact[k], difference, rtol=1e-6, atol=1e-8)
+
+
+def test_derivatives_of_gamma_tails():
+    """At shape 1 the upper tail is exp(-x); in general the density is the slope in x."""
+    x = np.array([0.1, 1.0, 5.0, 40.0])
+    a = np.array([1.0, 0.4, 7.0, 30.0])
+
+    def upper(a, x):
+        return log_gamma_tails(a, x)[1]
+
+    by_x = jax.vmap(jax.grad(upper, 1))(a, x)
+    want = -np.exp((a - 1) * np.log(x) - x - sp.gammaln(a)) / sp.gammaincc(a, x)
+    np.testing.assert_allclose(by_x, want, rtol=1e-10)
+    np.testing.assert_allclose(by_x[0], -1, rtol=1e-12)
+    h = 1e-4
+    by_a = jax.vmap(jax.grad(upper, 0))(a, x)
+    want = (np.log(sp.gammaincc(a + h, x)) - np.log(sp.gammaincc(a - h, x))) / (2 * h)
+    np.testing.assert_allclose(by_a, want, rtol=1e-6)
