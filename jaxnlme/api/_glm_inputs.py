@@ -231,18 +231,6 @@ def finish(
         more = None if other is None else other.offset(used)
         offsets.append(np.zeros(used.n) if more is None else more)
     inputs = Inputs(spec, table, rows, tuple(designs), prepared.y, prepared.weights, tuple(offsets))
-    _check_size(inputs)
-    return inputs
-
-
-def _check_size(inputs: Inputs) -> None:
-    n = int(np.sum(inputs.weights > 0))
-    if n == 0:
+    if not np.any(inputs.weights > 0):
         raise DataError("0 rows have a positive weight; nothing is left to fit.")
-    for variable in inputs.spec.mean.variables:
-        if variable.kind == "factor" and len(variable.levels) >= n > 2:
-            raise DataError(
-                f"factor {variable.text!r} has {len(variable.levels)} levels for {n} rows: one level per row "
-                "leaves nothing to estimate. Use a random effect (fit_mixed), target encoding TE(), or coarser "
-                "levels."
-            )
+    return inputs

@@ -1,46 +1,30 @@
-"""Results of a generalised linear model: estimates, tests, predictions, residuals, influence."""
+"""Results of a generalised linear model: tables, tests, predictions, influence, fits again."""
 
 from __future__ import annotations
 
-import functools
-import json
+import importlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxnlme._errors import ConvergenceWarning, ModelSpecError, nearest, warn
+from jaxnlme._errors import ConvergenceWarning, warn
 from jaxnlme._precision import host64
-from jaxnlme._results import RESULTS, result_name, result_sentence
-from jaxnlme.design.frames import Table
+from jaxnlme._results import result_name
 from jaxnlme.diagnostics.influence import Influence, influence
-from jaxnlme.families import AbstractFamily
-from jaxnlme.glm.drive import HostFit, HostProblem
-from jaxnlme.glm.fit import GLMFit
 from jaxnlme.plots.glm_results import GLMPlots
 from jaxnlme.results import glm_again as again
 from jaxnlme.results import glm_predict as predicting
 from jaxnlme.results import glm_tables as tables
-from jaxnlme.results import statistics
-from jaxnlme.results.glm_compute import (
-    Evaluator,
-    Rows,
-    conditional_problem,
-    natural_slopes,
-    natural_values,
-    null_fit,
-)
-from jaxnlme.results.glm_spec import GLMSpec
-from jaxnlme.results.glm_wald import hypotheses, robust_covariance, wald_test
-from jaxnlme.results.labelled import LabelledMatrix, LabelledVector
+from jaxnlme.results.glm_estimates import GLMEstimates
+from jaxnlme.results.glm_wald import hypotheses, wald_test
 
-_NOT_BUILT = frozenset(
-    "save diagnostics to_scorer to_onnx marginal_means check_residuals to_arviz trace".split()
-)
+if TYPE_CHECKING:
+    from jaxnlme.calibration.fitted import FittedPosterior
 
 
-class GLMResults:
+class GLMResults(GLMEstimates):
     """A fitted generalised linear model.
 
     Attributes
@@ -63,377 +47,65 @@ class GLMResults:
         The raw pytree, numpy.
     """
 
-    def __init__(self, **parts: Any) -> None:
-        self._spec: GLMSpec = parts["spec"]
-        self._problem: HostProblem = parts["problem"]
-        self._host: HostFit = parts["fit"]
-        self._table: Table = parts["table"]
-        self._call: Mapping[str, Any] = parts["call"]
-        self._door: Callable = parts["door"]
-        self.row_index: np.ndarray = parts["rows"]
-        self.seconds: float = parts["seconds"]
-        self.fit: GLMFit = self._host.fit
-        self.result: RESULTS = self.fit.result
-        self.formula: str = self._spec.formula
-        self.step_path: Any = None  # of jn.step: the models that were walked through
-        self.plot = GLMPlots(self)
+    _not_built = frozenset(
+        "save diagnostics to_scorer to_onnx marginal_means check_residuals to_arviz trace".split()
+    )
+    _tables = tables
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _NOT_BUILT:
-            raise ModelSpecError(
-                f"GLMResults.{name} is not built yet in this version; built are: "
-                f"{', '.join(n for n in dir(type(self)) if not n.startswith('_'))}, plot."
-            )
-        if not name.startswith("_") and "_spec" in self.__dict__:  # not while it is being unpickled
-            if name in self.family_params:
-                return self.family_params[name]
-            if name in ("theta", "power", "precision", "df") and hasattr(
-                self._problem.family, name
-            ):
-                return float(np.asarray(getattr(self._problem.family, name)))
-        raise AttributeError(
-            f"'GLMResults' object has no attribute {name!r}.{nearest(name, dir(type(self)))}"
-        )
-
-    # ---- estimates ------------------------------------------------------------------------------
-    @functools.cached_property
-    def _shown(self) -> np.ndarray:
-        return np.flatnonzero(self._spec.listed)
-
-    def _vector(self, values: Any) -> LabelledVector:
-        return LabelledVector(np.asarray(values)[self._shown], self._spec.labels)
-
-    @property
-    def params(self) -> LabelledVector:
-        """Coefficients on the link scale; NaN where aliased."""
-        return self._vector(self._host.params)
-
-    @property
-    def bse(self) -> LabelledVector:
-        """Standard errors; NaN for coefficients that are aliased, held or at a bound."""
-        return self._vector(self._standard_errors())
-
-    def _standard_errors(self, kind: str = "model", groups: Any = None) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            spread = np.sqrt(np.diag(self._covariance(kind, groups)))
-        return np.where(self._host.estimated, spread, np.nan)
-
-    @property
-    def tvalues(self) -> LabelledVector:
-        """Estimates divided by their standard errors."""
-        return self._vector(self._host.params / self._standard_errors())
-
-    @property
-    def pvalues(self) -> LabelledVector:
-        """Two-sided p-values of ``params = 0``."""
-        t = self._host.params / self._standard_errors()
-        return self._vector(statistics.p_values(t, self.df_test))
-
-    @property
-    def df_test(self) -> float | None:
-        """Degrees of freedom of t tests: ``df_resid`` where the dispersion is estimated, else None (normal)."""
-        return float(self.df_resid) if self._problem.family.has_dispersion else None
-
-    @host64
-    def vcov(self, kind: str = "model", groups: Any = None) -> LabelledMatrix:
-        """Return the covariance of the coefficients.
+    def log_posterior(
+        self, priors: Any, *, fix: Mapping[str, Any] | None = None
+    ) -> FittedPosterior:
+        """Return the log posterior density of the parameters, for ``jn.calibration.sample``.
 
         Parameters
         ----------
-        kind
-            ``"model"``: inverse information times the dispersion. ``"HC0"`` to ``"HC4"``: sandwich with
-            R's weights (prior weights enter the meat squared). ``"cluster"``: scores summed by ``groups``,
-            times G / (G - 1).
-        groups
-            Cluster of each row used (or of each input row), or the name of a data column.
+        priors
+            A prior for each parameter by its label, or ``"fixed"`` for all coefficients that have none of
+            their own: ``{"fixed": Normal(0, 2.5), "sigma": HalfNormal(1)}``. Coefficients are those of
+            ``params`` (link scale); scalars of the family (``theta``, ``power``) and the dispersion
+            (``sigma`` of gaussian, else ``dispersion``) are on their natural scale and need priors of their
+            own.
+        fix
+            Values of parameters that are not sampled, natural scale: ``{"sigma": 1.0}``.
+
+        Returns
+        -------
+        FittedPosterior
+            Goes to ``jn.calibration.sample(posterior, method=...)``, ``EnsembleSampler(posterior)`` and
+            ``PointEstimator(posterior)``; ``posterior.starts(n)`` are points around the fit to start from.
+
+        Raises
+        ------
+        ModelSpecError
+            A parameter has no prior, a name is unknown, a prior does not suit its parameter, the fit was
+            penalised or bounded, or its family has no likelihood.
+
+        Notes
+        -----
+        The likelihood keeps all constants. Aliased coefficients stay 0, those held by ``fix=`` of the fit
+        stay where they are.
+
+        Examples
+        --------
+        >>> import jaxnlme as jn
+        >>> from jaxnlme.priors import Normal
+        >>> data = {"y": [0, 0, 1, 0, 1, 1], "x": [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0]}
+        >>> fit = jn.fit_glm("y ~ x", data, family="binomial")
+        >>> posterior = fit.log_posterior({"fixed": Normal(0, 2.5)})
+        >>> posterior.names, posterior.starts(4).shape
+        (('(Intercept)', 'x'), (4, 2))
         """
-        shown = self._shown
-        return LabelledMatrix(
-            self._covariance(kind, groups)[np.ix_(shown, shown)], self._spec.labels
-        )
-
-    @host64
-    def _covariance(self, kind: str = "model", groups: Any = None) -> np.ndarray:
-        """(P, P) covariance of all coefficients."""
-        if kind == "model":
-            return self._unit_covariance * self._scale
-        return robust_covariance(self, kind, groups)
-
-    def _row_values(self, values: Any, role: str) -> np.ndarray:
-        """A column or an array with one value per input row or per row used."""
-        if isinstance(values, str):
-            column = self._table.column(values, role=role).values
-            return np.asarray(column)[self.row_index]
-        values = np.asarray(values)
-        full = len(values) == self._table.n and self._table.n != len(self.row_index)
-        return values[self.row_index] if full else values
-
-    @functools.cached_property
-    def _unit_covariance(self) -> np.ndarray:
-        """(P, P) inverse information at dispersion 1, NaN where aliased, 0 where held.
-
-        Families that were fitted by their observed information may know the expected one (R's errors of a
-        negative binomial are those at fixed theta).
-        """
-        problem = self._problem
-        plain = problem.constraint is None and problem.penalty.trivial
-        if problem.family.fisher_scoring or not plain:
-            return self._host.covariance
-        return again.covariance_at(problem, self._host, self._host.filled)
+        # By name: it loads the samplers, which a fit does without.
+        module = importlib.import_module("jaxnlme.results.glm_posterior")
+        return module.log_posterior(self, priors, fix)
 
     @property
-    def _bread(self) -> np.ndarray:
-        """The same with 0 in place of NaN."""
-        return np.nan_to_num(self._unit_covariance)
-
-    @property
-    def _scale(self) -> float:
-        return self.dispersion if self._problem.family.has_dispersion else 1.0
-
-    @property
-    def family(self) -> AbstractFamily:
-        """The family, estimated parameters filled in where they are scalars."""
-        family = self._problem.family
-        filled = family.at(*self.family_params.values) if self._scalars else None
-        return family if filled is None else filled
-
-    @property
-    def _scalars(self) -> bool:
-        """Whether every other parameter of the family is one nuisance scalar."""
-        return bool(self._problem.family.parameters) and len(self.family_params) == len(
-            self._problem.family.parameters
-        )
-
-    @functools.cached_property
-    def family_params(self) -> LabelledVector:
-        """Nuisance scalars of the family (``theta``, ``power``, ...) on their natural scale."""
-        return self._natural(False)
-
-    @functools.cached_property
-    def family_params_bse(self) -> LabelledVector:
-        """Their standard errors (delta method)."""
-        return self._natural(True)
-
-    @host64
-    def _natural(self, errors: bool) -> Any:
-        hidden = np.flatnonzero(~self._spec.listed)
-        links = tuple(self._problem.links[k] for k in self._spec.predictor[hidden])
-        values = self._host.params[hidden]
-        names = [self._spec.all_labels[k] for k in hidden]
-        if not errors:
-            return LabelledVector(natural_values(links, values), names)
-        slopes = np.array(natural_slopes(links, values))
-        return LabelledVector(np.abs(slopes) * self._standard_errors()[hidden], names)
-
-    # ---- fit statistics -------------------------------------------------------------------------
-    @functools.cached_property
-    def nobs(self) -> int:
-        """Rows of positive weight."""
-        return int(np.count_nonzero(self._problem.weights > 0))
-
-    @property
-    def rank(self) -> int:
-        """Number of coefficients that were estimated, nuisance scalars not counted (free directions, if tied)."""
-        shown = self._shown
-        if self._problem.constraint is not None:
-            return int(np.linalg.matrix_rank(self._bread[np.ix_(shown, shown)]))
-        return int(np.sum(self._host.estimated[shown]))
-
-    @property
-    def df_model(self) -> int:
-        """Rank less the intercept."""
-        constant = self._constant & self._host.estimated
-        return self.rank - int(np.sum(constant[: self._problem.designs[0].width]))
-
-    @property
-    def df_resid(self) -> int:
-        """``nobs`` less the rank."""
-        return self.nobs - self.rank
-
-    @property
-    def df_llf(self) -> int:
-        """Parameters that ``aic`` and ``bic`` count: coefficients, scalars such as theta, and the dispersion."""
-        scalars = int(np.sum(self._host.estimated & ~self._spec.listed))
-        return self.rank + scalars + (self._llf_dispersion is not None)
-
-    @functools.cached_property
-    def _constant(self) -> np.ndarray:
-        """(P,) bool: intercepts and scalars, which a null model keeps."""
-        names = [p.name for p in self._problem.family.parameters]
-        return np.array(
-            [t.endswith("(Intercept)") or t in names for t in self._spec.all_labels], bool
-        )
-
-    @functools.cached_property
-    def _evaluator(self) -> Evaluator:
-        return Evaluator(self._problem, self._host.filled)
-
-    @functools.cached_property
-    @host64
-    def _conditional(self) -> Evaluator | None:
-        """The mean alone with other parameters held, None where the family has no such form."""
-        params = self._host.filled
-        problem = conditional_problem(self._problem, params, self._scalars)
-        return None if problem is None else Evaluator(problem, params[: problem.width])
-
-    @functools.cached_property
-    def _rows(self) -> Rows:
-        return self._passed("rows")
-
-    @host64
-    def _passed(self, name: str, *arguments: Any) -> Any:
-        return getattr(self._evaluator, name)(*arguments)
-
-    @functools.cached_property
-    def _variance(self) -> np.ndarray:
-        return self._passed("variance")
-
-    @functools.cached_property
-    def _observed(self) -> np.ndarray:
-        if self._problem.family.response_width == 1:
-            return self._problem.y
-        return self._passed("observed")
-
-    @functools.cached_property
-    @host64
-    def _leverage(self) -> tuple[np.ndarray, np.ndarray]:
-        conditional = self._conditional
-        if conditional is None:
-            raise ModelSpecError(
-                f"leverages are not defined for family {self._problem.family.name!r}: its mean is not fitted by "
-                "weighted least squares."
-            )
-        p = conditional.problem.width
-        return conditional.leverage(self._bread[:p, :p])
-
-    @functools.cached_property
-    @host64
-    def _llf_dispersion(self) -> float | None:
-        family, live = self._problem.family, self._problem.weights > 0
-        if not (family.has_likelihood and family.has_dispersion):
-            return None
-        return family.llf_dispersion(  # type: ignore[attr-defined]
-            self._problem.y[..., live],
-            self._problem.weights[live],
-            self._rows.mean[live],
-            self.deviance,
-        )
-
-    @functools.cached_property
-    def llf(self) -> float:
-        """Log-likelihood, every constant kept; NaN for quasi families.
-
-        Where a dispersion is estimated it is R's: ``deviance / nobs`` (gaussian), ``deviance / sum(weights)``
-        (gamma, inverse gaussian), maximum likelihood (Tweedie).
-        """
-        if not self._problem.family.has_likelihood:
-            return math.nan
-        return float(self._passed("llf", self._llf_dispersion))
-
-    @property
-    def aic(self) -> float:
-        """``-2 llf + 2 df_llf``."""
-        return -2 * self.llf + 2 * self.df_llf
-
-    @property
-    def bic(self) -> float:
-        """``-2 llf + log(nobs) df_llf``."""
-        return -2 * self.llf + math.log(self.nobs) * self.df_llf
-
-    bic_groups = bic  # there are no groups
-
-    @functools.cached_property
-    def deviance(self) -> float:
-        """Twice the log-likelihood lost against a perfect fit at dispersion 1 (``-2 llf`` where there is none)."""
-        return float(np.sum(self._rows.deviance))
-
-    @functools.cached_property
-    @host64
-    def null_deviance(self) -> float:
-        """Deviance of the constant alone, with the offset and weights (no intercept: of the offset alone)."""
-        conditional = self._conditional
-        if conditional is None:
-            problem, constant = self._problem, self._constant
-        else:
-            problem, constant = conditional.problem, self._constant[: conditional.problem.width]
-            if constant.any() and not np.any(problem.offsets[0]):
-                w = problem.weights
-                return conditional.deviance_of_constant(float(np.sum(w * problem.y) / np.sum(w)))
-        null, fit = null_fit(problem, constant)
-        return float(np.sum(Evaluator(null, fit.filled).rows().deviance))
-
-    @property
-    def df_null(self) -> int:
-        """Degrees of freedom of the null model."""
-        return self.nobs - (self.rank - self.df_model)
-
-    @functools.cached_property
-    def pearson_chi2(self) -> float:
-        """Sum of squared Pearson residuals; NaN for classes."""
-        if self._problem.family.classes is not None:
-            return math.nan
-        live = self._problem.weights > 0
-        return float(np.sum(np.square(self.residuals("pearson")[live])))
-
-    @property
-    def scale_pearson(self) -> float:
-        """``pearson_chi2 / df_resid``."""
-        return self.pearson_chi2 / self.df_resid if self.df_resid > 0 else math.nan
-
-    @property
-    def scale_deviance(self) -> float:
-        """``deviance / df_resid``."""
-        return self.deviance / self.df_resid if self.df_resid > 0 else math.nan
-
-    @property
-    def dispersion(self) -> float:
-        """Pearson's estimate where the family has a dispersion, else 1."""
-        return self.scale_pearson if self._problem.family.has_dispersion else 1.0
-
-    @property
-    def sigma(self) -> float:
-        """The family's own ``sigma``, or the square root of ``dispersion``."""
-        if "sigma" in self.family_params:
-            return self.family_params["sigma"]
-        return math.sqrt(self.dispersion) if self.dispersion >= 0 else math.nan
-
-    @property
-    def n_iter(self) -> int:
-        """Steps of the iteration."""
-        return int(self.fit.stats["num_steps"])
-
-    @property
-    def converged(self) -> bool:
-        """True when the convergence test held."""
-        return result_name(self.result) == "successful"
-
-    @property
-    def message(self) -> str:
-        """One sentence that says how the fit ended."""
-        return result_sentence(result_name(self.result))
+    def plot(self) -> GLMPlots:
+        """Pictures: ``diagnostics``."""
+        # made anew: a reference back would keep large data until a collection
+        return GLMPlots(self)
 
     # ---- rows -----------------------------------------------------------------------------------
-    @property
-    def fittedvalues(self) -> np.ndarray:
-        """Means of the rows used, (n, K) for classes."""
-        return self._rows.mean
-
-    def residuals(self, kind: str = "response", key: Any = 0) -> np.ndarray:
-        """Return one residual per row used.
-
-        Parameters
-        ----------
-        kind
-            ``"response"``: y - mean. ``"pearson"``: over the standard deviation at dispersion 1, weights
-            included. ``"deviance"``: signed square root of the row's deviance (exponential families).
-            ``"working"``: on the link scale, (y - mean) d eta / d mean. ``"quantile"``: normal quantile of
-            the distribution function at y, drawn uniformly over its jump for counts and over the interval of
-            a censored response (Dunn and Smyth 1996).
-        key
-            Of the draws of quantile residuals.
-        """
-        return predicting.residuals(self, kind, key)
-
     def influence(self) -> Influence:
         """Return leverages, Cook's distances, dfbetas, dffits, studentized residuals and covratio, as R does."""
         h, weights = self._leverage
@@ -508,14 +180,6 @@ class GLMResults:
         """Return the coefficients: frame term, estimate, std_error, statistic, p_value, conf_low, conf_high."""
         return tables.tidy(self, conf_int, alpha, kind, groups)
 
-    def glance(self) -> Any:
-        """Return one row of fit statistics."""
-        return tables.glance(self)
-
-    def augment(self) -> Any:
-        """Return the columns of the model with fitted values and residuals, one row per input row."""
-        return tables.augment(self)
-
     def coef_table(self) -> Any:
         """Return ``tidy()`` with significance codes."""
         return tables.coef_table(self)
@@ -551,21 +215,11 @@ class GLMResults:
         """Return the fit as text, with standard errors of this ``kind`` (see ``vcov``)."""
         return tables.summary(self, kind, groups)
 
-    def __str__(self) -> str:
-        return self.summary()
-
     def __repr__(self) -> str:
         return (
             f"<GLMResults {self._problem.family.name} ({self._problem.links[0].name}): {self.formula}; "
             f"{self.nobs} rows, {self.rank} coefficients>"
         )
-
-    def _repr_html_(self) -> str:
-        return statistics.html(self.summary())
-
-    def to_json(self) -> str:
-        """Return estimates and statistics as JSON (no data, no functions, no NaN)."""
-        return json.dumps(statistics.plain(tables.as_dict(self)), indent=2)
 
     # ---- inference ------------------------------------------------------------------------------
     @host64
@@ -638,7 +292,11 @@ class GLMResults:
     def simulate(
         self, n: int = 1, key: Any = 0, newdata: Any = None, uncertainty: str = "none"
     ) -> np.ndarray:
-        """Draw responses ``(n, rows)``; ``uncertainty="asymptotic"`` draws the coefficients first."""
+        """Draw responses ``(n, rows)``; ``uncertainty="asymptotic"`` draws the coefficients first.
+
+        As the data hold them: class codes, proportions where there are trials, values at their limit where that is
+        a number or a column (``Censored``; with ``event=``, ``interval=`` or marks: the uncensored value).
+        """
         return predicting.simulate(self, n, key, newdata, uncertainty)
 
     @host64
@@ -687,10 +345,9 @@ def make_results(**parts: Any) -> GLMResults:
     """Turn a fit into results; nothing is computed here but the warning of a fit that did not converge."""
     results = GLMResults(**parts)
     if not results.converged:
-        stats = results.fit.stats
-        name = result_name(results.result)
+        name, stats = result_name(results.result), results.fit.stats
         warn(
-            f"the fit did not converge: ({name}) {result_sentence(name)} Steps {results.n_iter}, squared step "
+            f"the fit did not converge: ({name}) {results.message} Steps {results.n_iter}, squared step "
             f"{float(stats['decrement']):.3g} (in standard errors). To continue: fit.update(start=fit.params, "
             "max_steps=...).",
             ConvergenceWarning,

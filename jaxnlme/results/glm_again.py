@@ -19,7 +19,8 @@ from jaxnlme.glm.drive import HostFit, HostProblem, drive
 from jaxnlme.glm.fit import GLMFit
 from jaxnlme.inference.sandwich import read_groups
 from jaxnlme.results.glm_compute import Evaluator
-from jaxnlme.results.glm_predict import draw
+from jaxnlme.results.glm_predict import NewRows, draw, rows_of
+from jaxnlme.results.glm_spec import column_reader
 from jaxnlme.results.statistics import generator
 
 if TYPE_CHECKING:
@@ -27,13 +28,24 @@ if TYPE_CHECKING:
 
 
 def with_response(results: GLMResults, y: np.ndarray) -> HostProblem:
-    """The problem of the fit with another response, (n,) or in the kernels' form."""
+    """The problem of the fit with another response: (n,) as in the data, or in the kernels' form.
+
+    Raises
+    ------
+    DataError
+        Values outside the family's support.
+    """
     problem = results._problem
-    if y.shape == problem.y.shape:
-        return dataclasses.replace(problem, y=y)
-    kernel = np.array(problem.y)
-    kernel[0] = y
-    return dataclasses.replace(problem, y=kernel)
+    family = problem.family
+    if y.ndim == 1:
+        weights = family.law_weights(problem.y, problem.weights)
+        column = column_reader(results._used)
+        response = Response(y, weights, True, None, column, "y", results.row_index)
+        if family.response_width == 1:
+            family.check_response(response)
+        else:
+            y = family.read_response(response).y
+    return dataclasses.replace(problem, y=y)
 
 
 def refit(results: GLMResults, y: Any) -> GLMResults:
@@ -42,14 +54,13 @@ def refit(results: GLMResults, y: Any) -> GLMResults:
     n = problem.y.shape[-1]
     if y.shape not in ((n,), problem.y.shape):
         raise DataError(f"refit: y has shape {y.shape}, expected ({n},): one value per row used.")
-    bad = np.flatnonzero(~np.isfinite(y.reshape(-1, n)).all(0))
+    if not problem.family.reads_response:
+        raise ModelSpecError(
+            "refit: this fit reads intervals from two columns, not the response; use update(data=...)."
+        )
+    bad = np.flatnonzero(~np.isfinite(y)) if y.ndim == 1 else []
     if len(bad):
         raise DataError(f"refit: y is missing or infinite in {len(bad)} row(s): {some(bad)}.")
-    if problem.y.ndim == 1:
-        column = results._table.numeric
-        problem.family.check_response(
-            Response(y, problem.weights, False, None, column, "y", results.row_index)
-        )
     began = time.perf_counter()
     problem = with_response(results, y)
     fit = drive(problem, start=_start(results), aliased=results._host.aliased)
@@ -172,17 +183,33 @@ def bootstrap(results: GLMResults, n: int, key: Any, kind: str, groups: Any = No
     if (groups is not None) != (kind == "groups"):
         raise ModelSpecError("bootstrap: groups= goes with kind='groups', which needs it.")
     rng, rows = generator(key), results._problem.weights.shape[0]
+    new = rows_of(results, None)
     codes, count = np.arange(rows), rows
     if kind == "groups":
         codes, count = read_groups(results._row_values(groups, "groups"), rows)
     out = []
     for _ in range(int(n)):
         if kind == "parametric":
-            out.append(_estimates(results, with_response(results, draw(results, rng))))
+            out.append(_redrawn(results, rng, new))
         else:
             drawn = rng.integers(0, count, count)
             out.append(resampled(results, np.bincount(drawn, minlength=count)[codes]))
     return np.array(out)
+
+
+def _redrawn(results: GLMResults, rng: np.random.Generator, new: NewRows) -> np.ndarray:
+    """Coefficients of a fit to drawn responses, NaN where these have no maximum likelihood estimate."""
+    y, whole = draw(results, rng, new, results._rows.parameters)
+    if not whole:
+        raise ModelSpecError(
+            "bootstrap(kind='parametric'): when drawn responses would be censored cannot be told from event=, "
+            "interval= or marks; use kind='cases', or give the limits by left=, right=."
+        )
+    try:
+        problem = with_response(results, y)
+    except DataError:
+        return np.full(results._problem.width, np.nan)
+    return _estimates(results, problem)
 
 
 def resampled(results: GLMResults, counts: np.ndarray) -> np.ndarray:

@@ -41,8 +41,7 @@ class Submodels:
 
     def __init__(self, results: GLMResults) -> None:
         problem = results._problem
-        if problem.constraint is not None or not problem.penalty.trivial:
-            raise ModelSpecError("tests of terms are for fits without penalty and constraint.")
+        results._need_plain("a test of terms", "use wald_test, or fit without it")
         conditional = results._conditional
         self.results = results
         self.problem: HostProblem = (
@@ -231,8 +230,8 @@ def compare_fits(fits: tuple[GLMResults, ...], test: str | None) -> Any:
                 "likelihood-ratio tests are for nested models of one family. Use jn.compare (AIC, BIC)."
             )
     test = chosen_test(test, largest, TESTS[:4])
-    if any(f._problem.constraint is not None or not f._problem.penalty.trivial for f in fits):
-        raise ModelSpecError("anova: penalised fits do not maximise their likelihood.")
+    for fit in fits:
+        fit._need_plain("anova", "a penalised fit does not maximise its likelihood; use wald_test")
     rows: dict[str, list] = {
         k: [] for k in ("model", "df_resid", "resid_deviance", "df", "deviance", "statistic", "p_value")
     }  # fmt: skip
@@ -413,6 +412,7 @@ def step(
         )
     if fit._spec.names is not None:
         raise ModelSpecError("step needs a fit by formula; with arrays there are no terms.")
+    fit._need_plain("step", "fit without it")
     prices = {"aic": 2.0, "bic": math.log(fit.nobs)}
     if isinstance(criterion, str) and criterion not in prices:
         raise ModelSpecError(f"step(criterion={criterion!r}): use 'aic', 'bic' or a number.")

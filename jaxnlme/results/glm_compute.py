@@ -12,11 +12,19 @@ import numpy as np
 from jaxnlme._cache import outer_jit
 from jaxnlme.design.groups import bucket
 from jaxnlme.families import AbstractFamily
-from jaxnlme.glm.drive import HostFit, HostProblem, drive, host_design, pad
-from jaxnlme.glm.evaluate import assemble_gram, assemble_score, lay_out, working_rows
+from jaxnlme.glm.drive import HostFit, HostProblem, drive, host_design, order_of, pad
+from jaxnlme.glm.evaluate import (
+    assemble_gram,
+    assemble_score,
+    lay_out,
+    reported_rows,
+    working_rows,
+)
 from jaxnlme.glm.problem import GLMProblem
 from jaxnlme.links import AbstractLink
 from jaxnlme.penalties import NoPenalty
+
+_LARGE = 1e8  # rows times columns squared: a QR of a tenth of a second
 
 
 class Rows(NamedTuple):
@@ -35,15 +43,6 @@ class Respond(NamedTuple):
     parameters: tuple[np.ndarray, ...]
     mean: np.ndarray
     slopes: tuple[np.ndarray, ...]
-
-
-def order_of(problem: HostProblem) -> np.ndarray:
-    """Formula position of each coefficient of the blocked problem."""
-    parts, at = [], 0
-    for design in problem.designs:
-        parts.append(at + design.order)
-        at += design.width
-    return np.concatenate(parts)
 
 
 def plain_problem(problem: HostProblem) -> HostProblem:
@@ -140,26 +139,12 @@ def _constant_deviance(prepared, mu):
     return jnp.sum(jnp.where(layout.weights > 0, rows, 0))
 
 
-def _expected(layout, etas):
-    """Information per row: expected where the family has it, observed elsewhere."""
-    expected = layout.family.expected_information(layout.links, layout.weights, etas)
-    if expected is None:
-        return working_rows(layout, etas)[2]
-    live = layout.weights > 0
-    if all(e is not None for row in expected for e in row):
-        return tuple(tuple(jnp.where(live, e, 0) for e in row) for row in expected)
-    observed = working_rows(layout, etas)[2]
-    return tuple(
-        tuple(observed[i][j] if e is None else jnp.where(live, e, 0) for j, e in enumerate(row))
-        for i, row in enumerate(expected)
-    )
-
-
 def _score_program(prepared, b):
     layout = lay_out(prepared)
     etas = layout.linear(b)
-    score = working_rows(layout, etas)[1]
-    return assemble_score(layout, score), assemble_gram(layout, _expected(layout, etas))
+    _, score, observed = working_rows(layout, etas)
+    information = reported_rows(layout, etas, observed)
+    return assemble_score(layout, score), assemble_gram(layout, information)
 
 
 def _meat_program(prepared, b, factor):
@@ -178,8 +163,8 @@ def _row_scores(prepared, b):
 
 def _leverage_program(prepared, b, covariance):
     layout = lay_out(prepared)
-    (design,), (eta,) = layout.designs, layout.linear(b)
-    weight = _expected(layout, (eta,))[0][0]
+    (design,), etas = layout.designs, layout.linear(b)
+    weight = reported_rows(layout, etas, working_rows(layout, etas)[2])[0][0]
     return weight * design.quadratic(covariance), weight
 
 
@@ -213,7 +198,7 @@ class Evaluator:
 
     def __init__(self, problem: HostProblem, params: np.ndarray) -> None:
         self.problem = plain_problem(problem)
-        self.order = order_of(problem)
+        self.order = order_of(problem.designs)
         self.n = problem.designs[0].n
         self.prepared: GLMProblem = pad(self.problem)
         self.b = np.asarray(params, float)[self.order]
@@ -283,9 +268,17 @@ class Evaluator:
         return [self.flat(s) for s in _row_scores_jit(self.prepared, self.b)]
 
     def leverage(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Leverages and working weights (one predictor)."""
+        """Leverages and working weights (one predictor).
+
+        Of designs that are not large by a QR, which keeps the digits of ``1 - h`` where a leverage is near 1.
+        """
         h, w = _leverage_jit(self.prepared, self.b, self.blocked(covariance))
-        return self.flat(h), self.flat(w)
+        h, w = self.flat(h), self.flat(w)
+        if self.n * len(self.b) ** 2 > _LARGE:
+            return h, w
+        X = self.problem.designs[0].matrix(np.flatnonzero(np.diag(covariance)))
+        q = np.linalg.qr(X * np.sqrt(w)[:, None])[0]
+        return np.sum(q**2, axis=1), w
 
 
 def respond(

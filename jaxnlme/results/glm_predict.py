@@ -16,12 +16,14 @@ from jaxnlme.design.frames import Table
 from jaxnlme.diagnostics.metrics import classification, regression
 from jaxnlme.families import AbstractFamily
 from jaxnlme.glm.drive import host_design
+from jaxnlme.numerics.roots import increasing_root
 from jaxnlme.results.glm_compute import Evaluator, Respond, respond
-from jaxnlme.results.glm_spec import read_covariate
+from jaxnlme.results.glm_spec import column_reader, read_covariate
 from jaxnlme.results.statistics import check_level, generator, quantile
 
 if TYPE_CHECKING:
     from jaxnlme.results.glm import GLMResults
+    from jaxnlme.results.glm_estimates import GLMEstimates
 
 _MANY = 200_000  # rows handed to one program at a time
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
@@ -40,7 +42,10 @@ class NewRows:
     table: Table
 
 
-def rows_of(results: GLMResults, newdata: Any, given: Mapping[str, Any]) -> NewRows:
+_NONE_GIVEN = {"exposure": None, "offset": None, "weights": None}
+
+
+def rows_of(results: GLMResults, newdata: Any, given: Mapping[str, Any] = _NONE_GIVEN) -> NewRows:
     """Designs and offsets of the fit's rows, or of new data (rows with missing values left out)."""
     problem, spec = results._problem, results._spec
     if newdata is None:
@@ -50,8 +55,8 @@ def rows_of(results: GLMResults, newdata: Any, given: Mapping[str, Any]) -> NewR
         n = problem.designs[0].n
         matrices = {id(d): d.matrix() for d in problem.designs}
         designs = [matrices[id(d)] for d in problem.designs]
-        used = results._table.take(results.row_index)
-        return NewRows(designs, list(problem.offsets), np.arange(n), n, problem.weights, used)
+        weights = problem.family.law_weights(problem.y, problem.weights)
+        return NewRows(designs, list(problem.offsets), np.arange(n), n, weights, results._used)
     table = spec.read(newdata)
     designs = spec.designs(table)
     offsets = spec.offsets(table, exposure=given["exposure"], offset=given["offset"])
@@ -173,7 +178,7 @@ def _confidence(results, new, etas, type, level) -> dict[str, np.ndarray]:
     return {"fit": here.mean, "low": low, "high": high, "std_error": spread}
 
 
-def _law(results: GLMResults, parameters: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
+def _law(results: GLMEstimates, parameters: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
     """Arguments of the family's ``cdf`` and ``quantile`` after the first; ``weights=`` comes by name."""
     more = (results.dispersion,) if results._problem.family.has_dispersion else ()
     return (*parameters, *more)
@@ -184,7 +189,7 @@ def _prediction(results, new, etas, level):
 
     With an estimated dispersion the probabilities are those that make the gaussian case Student's t interval.
     """
-    family = results._problem.family
+    family = results._problem.family.for_rows(column_reader(new.table))
     se = _standard_error(results, new)
     tails = np.array([0.5 - level / 2, 0.5 + level / 2])
     if results.df_test is not None:
@@ -196,8 +201,9 @@ def _prediction(results, new, etas, level):
     laws = [_law(results, p) for p in shifted]
     ends = []
     for tail in tails:
-        guesses = [np.asarray(family.quantile(tail, *law, weights=new.weights)) for law in laws]
-        low, high = np.min(guesses, axis=0), np.max(guesses, axis=0)
+        # quantiles rise or fall with the predictor: the outer laws bracket the mixture
+        outer = [family.quantile(tail, *laws[k], weights=new.weights) for k in (0, -1)]
+        low, high = np.minimum(*outer), np.maximum(*outer)
         ends.append(_solve_quantile(family, laws, tail, low, high, new.weights))
     return fit, *ends
 
@@ -217,26 +223,14 @@ def _solve_quantile(
         return np.tensordot(_NODE_WEIGHTS, np.asarray(parts), 1)
 
     if family.discrete:  # bisection over the lattice low, low + step, ..., high
-        step = _lattice(family, weights)
+        step = family.spacing(weights)
         a, b = np.full(len(low), -1.0), np.ceil((high - low) / step - 1e-9)
         for _ in range(int(np.ceil(np.log2(np.max(b, initial=1.0) + 2))) + 1):
             m = np.floor((a + b) / 2)
             good = mixed(low + m * step) >= tail - 1e-12
             a, b = np.where(good, a, m), np.where(good, m, b)
         return low + b * step
-    a, b = low, high
-    for _ in range(34):  # 1e-10 of the bracket
-        m = 0.5 * (a + b)
-        good = mixed(m) >= tail
-        a, b = np.where(good, a, m), np.where(good, m, b)
-    return 0.5 * (a + b)
-
-
-def _lattice(family: AbstractFamily, sizes: np.ndarray) -> np.ndarray:
-    """Distance between neighbouring values of a discrete response: 1 for counts, 1 / size for proportions."""
-    if family.name in ("binomial", "beta_binomial"):
-        return 1 / np.maximum(sizes, 1.0)
-    return np.ones(len(sizes))
+    return increasing_root(lambda y: mixed(y) - tail, low, high, tolerance=1e-10)
 
 
 def _terms(results: GLMResults, new: NewRows) -> Any:
@@ -257,7 +251,7 @@ def term_assign(results: GLMResults) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 # ---- residuals ----------------------------------------------------------------------------------
-def residuals(results: GLMResults, kind: str, key: Any) -> np.ndarray:
+def residuals(results: GLMEstimates, kind: str, key: Any) -> np.ndarray:
     """See :meth:`GLMResults.residuals`."""
     known = ("response", "pearson", "deviance", "working", "quantile")
     if kind not in known:
@@ -287,25 +281,23 @@ def residuals(results: GLMResults, kind: str, key: Any) -> np.ndarray:
     return np.sign(raw) * np.sqrt(np.maximum(rows.deviance, 0.0))
 
 
-def has_deviance_residuals(results: GLMResults) -> bool:
+def has_deviance_residuals(results: GLMEstimates) -> bool:
     """Whether rows have a deviance against a perfect fit (exponential families)."""
     return results._conditional is not None
 
 
-def _quantile_residuals(results: GLMResults, rng: np.random.Generator) -> np.ndarray:
+def _quantile_residuals(results: GLMEstimates, rng: np.random.Generator) -> np.ndarray:
     problem = results._problem
-    family, low, high = problem.family, results._observed, results._observed
-    weights = problem.weights
-    if family.name == "censored":  # anywhere in the interval
-        low, high = problem.y[0], problem.y[1]
-    if family.name == "beta_binomial":
-        weights = problem.y[1]
+    known = problem.family.between(problem.y)
+    low, high = (results._observed,) * 2 if known is None else known  # anywhere between
+    weights = problem.family.law_weights(problem.y, problem.weights)
+    family = problem.family.for_rows(column_reader(results._used))
     law = _law(results, results._rows.parameters)
     with np.errstate(divide="ignore", invalid="ignore"):
         level = np.asarray(family.cdf(high, *law, weights=weights), float)
         below = level
         if family.discrete:
-            step = _lattice(family, weights)
+            step = family.spacing(weights)
             below = np.asarray(family.cdf(low - step, *law, weights=weights), float)
         elif low is not high:
             below = np.asarray(family.cdf(low, *law, weights=weights), float)
@@ -316,19 +308,20 @@ def _quantile_residuals(results: GLMResults, rng: np.random.Generator) -> np.nda
 
 # ---- draws --------------------------------------------------------------------------------------
 def draw(
-    results: GLMResults, rng: np.random.Generator, parameters: Any = None, weights: Any = None
-) -> np.ndarray:
-    """One response per row, in the form of the kernels."""
+    results: GLMResults, rng: np.random.Generator, new: NewRows, parameters: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, bool]:
+    """One response per row, and whether it is what the data would hold (else: the uncensored one)."""
     family = results._problem.family
-    parameters = results._rows.parameters if parameters is None else parameters
-    weights = results._problem.weights if weights is None else weights
     more = (np.full(1, results.dispersion),) if family.has_dispersion else ()
     if not family.has_likelihood:
         raise ModelSpecError(
             f"family {family.name!r} is a quasi family: it has no distribution to draw from."
         )
-    safe = np.where(weights > 0, weights, 1.0)
-    return np.asarray(family.sample(rng, safe, *parameters, *more), float)
+    column = column_reader(new.table)
+    safe = np.where(new.weights > 0, new.weights, 1.0)
+    values = np.asarray(family.for_rows(column).sample(rng, safe, *parameters, *more), float)
+    recorded = family.recorded(values, column)
+    return (values, False) if recorded is None else (recorded, True)
 
 
 def coefficients(results: GLMResults, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -351,15 +344,15 @@ def simulate(results: GLMResults, n: int, key: Any, newdata: Any, uncertainty: s
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise ModelSpecError(f"simulate(n={n!r}): give a whole number >= 1.")
     rng = generator(key)
-    new = rows_of(results, newdata, {"exposure": None, "offset": None, "weights": None})
+    new = rows_of(results, newdata)
     betas = results._host.filled[None]
     if uncertainty == "asymptotic":
         betas = coefficients(results, int(n), rng)
     laws = list(_responses(results, new, betas))
     out = []
     for k in range(int(n)):
-        y = draw(results, rng, laws[min(k, len(laws) - 1)].parameters, new.weights)
-        out.append(_spread(new, y if y.ndim == 1 else y[0]))
+        y, _ = draw(results, rng, new, laws[min(k, len(laws) - 1)].parameters)
+        out.append(_spread(new, y))
     return np.stack(out)
 
 
@@ -387,7 +380,7 @@ def samples(results: GLMResults, n: int, key: Any, what: str) -> np.ndarray:
         out = draws[:, results._shown]
         out[:, ~np.isfinite(np.asarray(results.params))] = np.nan
         return out
-    new = rows_of(results, None, {"exposure": None, "offset": None, "weights": None})
+    new = rows_of(results, None)
     if what == "link":
         return np.stack([linear(results, new, b)[0] for b in draws])
     return np.stack([found.mean for found in _responses(results, new, draws)])
@@ -422,7 +415,7 @@ def _new_fit(results: GLMResults, newdata: Any) -> tuple[np.ndarray, np.ndarray,
             f"metrics(newdata) is not built for family {problem.family.name!r}, whose response has several "
             "columns."
         )
-    new = rows_of(results, newdata, {"exposure": None, "offset": None, "weights": None})
+    new = rows_of(results, newdata)
     y = new_response(results, new.table)
     live = ~np.isnan(y)
     rows = dataclasses.replace(

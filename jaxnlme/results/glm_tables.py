@@ -75,10 +75,7 @@ def wald_intervals(
 def profile_intervals(results: GLMResults, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Profile likelihood limits; other parameters of the family are profiled out too, the dispersion held."""
     problem = results._problem
-    if problem.constraint is not None or not problem.penalty.trivial:
-        raise ModelSpecError(
-            "conf_int(method='profile') is for fits without penalty and constraint."
-        )
+    results._need_plain("conf_int(method='profile')", "use 'wald' or 'boot'")
     host, shown = results._host, results._shown
     z = quantile(1 - alpha / 2)
     low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)

@@ -17,18 +17,16 @@ from jaxnlme.results.statistics import chi2_tail, f_tail, p_values, quantile
 
 if TYPE_CHECKING:
     from jaxnlme.results.glm import GLMResults
+    from jaxnlme.results.glm_estimates import GLMEstimates
 
 
-def robust_covariance(results: GLMResults, kind: str, groups: Any) -> np.ndarray:
+def robust_covariance(results: GLMEstimates, kind: str, groups: Any) -> np.ndarray:
     """(P, P) sandwich covariance; NaN for aliased coefficients, 0 for scalars such as theta."""
     if kind not in (*KINDS, "cluster"):
         raise ModelSpecError(
             f"kind={kind!r} is no covariance; use 'model', {', '.join(map(repr, KINDS))} or 'cluster'."
         )
-    if results._problem.constraint is not None or not results._problem.penalty.trivial:
-        raise ModelSpecError(
-            f"vcov(kind={kind!r}) is for fits without penalty and constraint; use 'model'."
-        )
+    results._need_plain(f"vcov(kind={kind!r})", "use 'model', or bootstrap()")
     conditional, host = results._conditional, results._host
     problem = results._problem if conditional is None else conditional.problem
     evaluator = results._evaluator if conditional is None else conditional

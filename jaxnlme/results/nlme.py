@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
+import importlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -37,6 +37,7 @@ from jaxnlme.plots.nlme_results import NLMEPlots
 from jaxnlme.results import nlme_predict as predicting
 from jaxnlme.results import nlme_tables as tables
 from jaxnlme.results import statistics
+from jaxnlme.results.base import AbstractResults
 from jaxnlme.results.labelled import LabelledMatrix, LabelledVector
 from jaxnlme.results.nlme_compute import (
     Point,
@@ -51,13 +52,11 @@ from jaxnlme.results.nlme_compute import (
 )
 from jaxnlme.results.nlme_spec import NLMESpec, check_response
 
-_NOT_BUILT = frozenset(
-    """bootstrap profile sir vpc npde log_likelihood samples save to_arviz hypotheses
-    check_residuals marginal_means log_posterior trace""".split()
-)
+if TYPE_CHECKING:
+    from jaxnlme.calibration.fitted import FittedPosterior
 
 
-class NLMEResults:
+class NLMEResults(AbstractResults):
     """A fitted nonlinear mixed-effects model.
 
     Attributes
@@ -78,6 +77,12 @@ class NLMEResults:
     fit : NLMEFit
         The raw pytree, numpy.
     """
+
+    _not_built = frozenset(
+        """bootstrap profile sir vpc npde log_likelihood samples save to_arviz hypotheses
+        check_residuals marginal_means trace""".split()
+    )
+    _tables = tables
 
     def __init__(self, **parts: Any) -> None:
         self._spec: NLMESpec = parts["spec"]
@@ -101,16 +106,65 @@ class NLMEResults:
         self.result: RESULTS = self.fit.result
         self.formula: str = self._spec.formula
         self.family = "gaussian"
-        self.plot = NLMEPlots(self)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _NOT_BUILT:
-            raise ModelSpecError(
-                f"NLMEResults.{name} is not built yet in this version; built are: summary, tidy, glance, "
-                "augment, ranef, varcorr, predict, individual, residuals, conf_int, simulate, wald_test, "
-                "refit, update, with_params, plot."
-            )
-        raise AttributeError(f"'NLMEResults' object has no attribute {name!r}")
+    def log_posterior(
+        self, priors: Any, *, fix: Mapping[str, Any] | None = None
+    ) -> FittedPosterior:
+        """Return the log posterior density of the population parameters, for ``jn.calibration.sample``.
+
+        Random effects are integrated out by the method of the fit (FO, FOCE, Laplace, AGQ).
+
+        Parameters
+        ----------
+        priors
+            A prior for each parameter by its label, or for all of a kind: ``{"fixed": Normal(0, 10), "sd":
+            HalfNormal(1), "cor": LKJ(2), "sigma": HalfNormal(1)}``. Fixed effects are on the transformed
+            scale, as in ``params``; standard deviations, correlations and error parameters are those of
+            ``tidy()``.
+        fix
+            Values of parameters that are not sampled: ``{"sigma": 0.7}``.
+
+        Returns
+        -------
+        FittedPosterior
+            Goes to ``jn.calibration.sample(posterior, method=...)``, ``EnsembleSampler(posterior)`` and
+            ``PointEstimator(posterior)``; ``posterior.starts(n)`` are points around the fit to start from.
+            Positive parameters are sampled as logarithms, Jacobian included.
+
+        Raises
+        ------
+        ModelSpecError
+            The method has no likelihood to evaluate (LME), the fit has priors already, a parameter has no
+            prior, a name is unknown, or a prior does not suit its parameter.
+
+        Notes
+        -----
+        ``loo`` leaves out groups. An LKJ prior keeps no constant where there are three or more effects.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp, jaxnlme as jn
+        >>> from jaxnlme.priors import HalfNormal, Normal
+        >>> def decay(p, x):
+        ...     return jnp.exp(p["lA"] - x["t"])
+        >>> data = {"t": [0.0, 1.0, 2.0] * 3, "g": [1, 1, 1, 2, 2, 2, 3, 3, 3],
+        ...         "y": [2.1, 0.9, 0.2, 4.2, 1.4, 0.7, 2.9, 1.2, 0.3]}
+        >>> fit = jn.fit_nlme(decay, data, group="g", fixed="lA ~ 1", random="lA ~ 1",
+        ...     response="y", predictors=["t"], start={"lA": 1.0}, method="FOCE")
+        >>> posterior = fit.log_posterior(
+        ...     {"lA": Normal(0, 2), "sd": HalfNormal(1), "sigma": HalfNormal(1)})
+        >>> posterior.names
+        ('lA', 'sd(g).lA', 'sigma')
+        """
+        # By name: it loads the samplers, which a fit does without.
+        module = importlib.import_module("jaxnlme.results.nlme_posterior")
+        return module.log_posterior(self, priors, fix)
+
+    @property
+    def plot(self) -> NLMEPlots:
+        """Pictures: ``individual_fits``, ``gof``, ``random_effects``."""
+        # made anew: a reference back would keep large data until a collection
+        return NLMEPlots(self)
 
     # ---- estimates ------------------------------------------------------------------------------
     @property
@@ -137,20 +191,6 @@ class NLMEResults:
         free = np.asarray(self._problem.free.beta)
         with np.errstate(invalid="ignore"):
             return np.where(free, np.sqrt(variance), np.nan)
-
-    @property
-    def tvalues(self) -> LabelledVector:
-        """Estimates divided by their standard errors."""
-        return LabelledVector(
-            self._estimates.beta / self._standard_errors(), self._spec.fixed.labels
-        )
-
-    @property
-    def pvalues(self) -> LabelledVector:
-        """Two-sided p-values of ``params = 0`` from the normal distribution."""
-        return LabelledVector(
-            statistics.p_values(np.asarray(self.tvalues), None), self._spec.fixed.labels
-        )
 
     def vcov(self, kind: str = "model") -> LabelledMatrix:
         """Return the covariance of the fixed effects.
@@ -240,16 +280,6 @@ class NLMEResults:
     def ofv(self) -> float:
         """NONMEM's objective: ``-2 llf - nobs log(2 pi)``."""
         return -2 * self.llf - self.nobs * math.log(2 * math.pi)
-
-    @property
-    def n_iter(self) -> int:
-        """Steps of the outer iteration."""
-        return int(self.fit.stats["num_steps"])
-
-    @property
-    def converged(self) -> bool:
-        """True when the convergence test held."""
-        return result_name(self.result) == "successful"
 
     @property
     def message(self) -> str:
@@ -436,33 +466,15 @@ class NLMEResults:
         """
         return tables.tidy(self, conf_int, alpha, df_method)
 
-    def glance(self) -> Any:
-        """Return one row of fit statistics."""
-        return tables.glance(self)
-
-    def augment(self) -> Any:
-        """Return the columns of the model with fitted values and residuals, one row per input row."""
-        return tables.augment(self)
-
     def summary(self, scale: str = "transformed", df_method: str = "normal") -> str:
         """Return the fit as text; ``scale="natural"`` adds back-transformed estimates, %RSE and CV%."""
         return tables.summary(self, scale, df_method)
-
-    def __str__(self) -> str:
-        return self.summary()
 
     def __repr__(self) -> str:
         return (
             f"<NLMEResults {self.method}: {self.formula}; {self.nobs} rows, "
             f"{self._grouping.layout.num_groups} groups, log-likelihood {self.llf:.4f}>"
         )
-
-    def _repr_html_(self) -> str:
-        return statistics.html(self.summary())
-
-    def to_json(self) -> str:
-        """Return estimates and statistics as JSON (no data, no functions)."""
-        return json.dumps(tables.as_dict(self), indent=2)
 
     # ---- inference ------------------------------------------------------------------------------
     def wald_test(self, L: str | np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from glm_cases import case, fitted, formula, frame, ids, numbers, options
 from numpy.testing import assert_allclose
+from r_glm import glm_fit, profile_limits
 
 import jaxnlme as jn
 from jaxnlme.results.glm_again import resampled
@@ -43,11 +44,7 @@ def some(pairs: list[tuple[str, str]], key: str) -> list[Any]:
 
 
 def close(found: Any, expected: Any, rtol: float, *, floor: float = 1e-3) -> None:
-    """Relative, entries below ``floor`` times the largest by its absolute error.
-
-    R stops its iteration at a relative change of the deviance of 1e-8 and takes weights one step behind, so
-    that what depends on them agrees to 1e-6 or so for links other than the canonical one.
-    """
+    """Relative, entries below ``floor`` times the largest by its absolute error."""
     expected = numbers(expected) if np.ndim(expected) < 2 else np.array(expected, float)
     found = np.asarray(found, float)[: len(expected)]
     assert np.array_equal(np.isnan(found), np.isnan(expected))
@@ -58,19 +55,23 @@ def close(found: Any, expected: Any, rtol: float, *, floor: float = 1e-3) -> Non
 # ---- covariances and influence -----------------------------------------------------------------
 @pytest.mark.parametrize(("name", "key"), some(EVERY, "robust"))
 def test_sandwich_errors(name: str, key: str) -> None:
+    """The files were made by R with a tight control: both have converged fully.
+
+    1e-7 (measured 7e-8, most 1e-13): our information matrix is that of the step before the last.
+    """
     fit, expected = fitted(name, key), case(name, key)["robust"]
     for kind in ("HC0", "HC1", "HC2", "HC3", "HC4"):
-        close(np.sqrt(np.diag(fit.vcov(kind))), expected[kind], 1e-5)
-    close(fit.vcov("HC1"), expected["cov_HC1"], 2e-5, floor=1e-1)
-    close(fit.vcov("HC3"), expected["cov_HC3"], 2e-5, floor=1e-1)
+        close(np.sqrt(np.diag(fit.vcov(kind))), expected[kind], 1e-7)
+    close(fit.vcov("HC1"), expected["cov_HC1"], 1e-7, floor=1e-1)
+    close(fit.vcov("HC3"), expected["cov_HC3"], 3e-7, floor=1e-1)
 
 
 @pytest.mark.parametrize(("name", "key"), some(EVERY, "influence"))
 def test_influence_and_residuals(name: str, key: str) -> None:
     fit, expected = fitted(name, key), case(name, key)["influence"]
     found = fit.influence()
-    close(found.leverage, expected["hat_head"], 1e-5)
-    assert_allclose(found.leverage.sum(), expected["hat_sum"], rtol=1e-7)
+    close(found.leverage, expected["hat_head"], 1e-9)
+    assert_allclose(found.leverage.sum(), expected["hat_sum"], rtol=1e-10)
     pairs = {
         "cooks_distance": "cooks_head",
         "standardized_deviance": "rstandard_deviance_head",
@@ -83,30 +84,21 @@ def test_influence_and_residuals(name: str, key: str) -> None:
         "dfbetas": "dfbetas_head",
     }
     for ours, theirs in pairs.items():
-        close(getattr(found, ours), expected[theirs], 2e-5, floor=1e-1)
+        close(getattr(found, ours), expected[theirs], 1e-7, floor=1e-1)
     for kind, values in case(name, key)["fit"]["resid"].items():
-        close(fit.residuals(kind), values, 1e-6, floor=1e-1)
-
-
-def test_canonical_links_agree_with_r_to_nine_digits() -> None:
-    """Where R has converged fully: a wrong constant anywhere would show."""
-    for key in ("gaussian_identity_mtcars", "poisson_log_warpbreaks"):
-        fit, c = fitted("families", key), case("families", key)
-        close(np.sqrt(np.diag(fit.vcov("HC3"))), c["robust"]["HC3"], 1e-9)
-        close(fit.influence().cooks_distance, c["influence"]["cooks_head"], 1e-9)
-        close(fit.influence().studentized, c["influence"]["rstudent_head"], 1e-9)
+        close(fit.residuals(kind), values, 1e-10, floor=1e-1)
 
 
 def test_aliased_columns_have_no_influence() -> None:
     key = "poisson_offset_ships_aliased"
     fit, c = fitted("rank_deficient", key), case("rank_deficient", key)
     found = fit.influence()
-    close(found.leverage, c["influence"]["hat_head"], 1e-5)
-    close(found.cooks_distance, c["influence"]["cooks_head"], 1e-5)
+    close(found.leverage, c["influence"]["hat_head"], 1e-9)
+    close(found.cooks_distance, c["influence"]["cooks_head"], 1e-9)
     aliased = np.isnan(np.asarray(fit.params))
     assert aliased.any()
     assert np.all(found.dfbetas[:, aliased] == 0)
-    close(found.dfbetas[:, ~aliased], c["influence"]["dfbetas_head"], 1e-5, floor=1e-1)
+    close(found.dfbetas[:, ~aliased], c["influence"]["dfbetas_head"], 1e-8, floor=1e-1)
 
 
 @pytest.mark.parametrize("key", ["quine_main", "quine_theta2"])
@@ -285,15 +277,20 @@ def test_step_forward_respects_margins() -> None:
     "key", [k for k in ids("families") if "ci_profile_95" in case("families", k)]
 )
 def test_profile_and_wald_intervals(key: str) -> None:
-    """Profile limits within 2e-4 standard errors: R reads them off a line through a spline's points.
+    """Profile limits: 1e-4, or R's own algorithm where that is not reached.
 
-    Ours solve the equation to 1e-9; the second check holds them to it by a refit at the limit.
+    R reads its limits off a line between the points of a spline through a few deviances, which costs it up to
+    2e-4; the same spline through our deviances gives its numbers to 1e-9. Ours solve the equation to 1e-9; the
+    last check holds them to it by a refit at the limit.
     """
     fit, c = fitted("families", key), case("families", key)
     se = np.asarray(fit.bse)[:, None]
     found = fit.conf_int(method="profile")
     limits = np.stack([found["conf_low"], found["conf_high"]], 1)
-    assert np.max(np.abs(limits - np.array(c["ci_profile_95"])) / se) < 2e-4
+    theirs = np.array(c["ci_profile_95"])
+    for k in np.flatnonzero((np.abs(limits / theirs - 1) > 1e-4).any(axis=1)):
+        assert_allclose(profile_limits(fit, fit.params.index[k]), theirs[k], rtol=1e-9)
+        assert np.max(np.abs(limits[k] - theirs[k]) / se[k]) < 2e-4
     wald = fit.conf_int()
     wald = np.stack([wald["conf_low"], wald["conf_high"]], 1)
     assert_allclose(wald, np.array(c["fit"]["ci_wald_95"]), rtol=1e-6, atol=1e-6 * np.max(se))
@@ -302,16 +299,24 @@ def test_profile_and_wald_intervals(key: str) -> None:
         assert_allclose(held.deviance - fit.deviance, 1.959963984540054**2, rtol=1e-7)
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("key", ids("bootstrap"))
 def test_bootstrap_refits_of_given_rows(key: str) -> None:
+    """1e-6 (measured: 2e-7 standard errors). R stopped at a relative change of the deviance of 1e-14: its
+    iteration stopped there gives the file to 1e-12, stopped at its default of 1e-8 it misses by up to 3e-4.
+    """
     c = case("bootstrap", key)
     data = frame({**c, "factor_levels": {"tension": ["L", "M", "H"]}})
     fit = jn.fit_glm(formula(c), data, **options(c))
     rows = [np.bincount(np.array(i) - 1, minlength=fit.nobs) for i in c["indices_1based"]]
     found = np.array([resampled(fit, counts) for counts in rows])
     assert fit.params.index == c["coef_names"]
-    close(found, c["coefs"], 2e-6, floor=1e-1)  # R's gamma fits stop at 1e-8 of the deviance
-    close(found.std(axis=0, ddof=1), c["se"], 2e-6)
+    close(found, c["coefs"], 1e-6, floor=1e-1)
+    close(found.std(axis=0, ddof=1), c["se"], 1e-6)
+    in_errors = np.abs(found - np.array(c["coefs"])) / fit.bse
+    assert np.max(in_errors) < 3e-7
+    stopped = np.array([glm_fit(fit, counts, epsilon=1e-14) for counts in rows])
+    assert_allclose(stopped, c["coefs"], rtol=1e-10)
 
 
 def test_bootstrap_kinds() -> None:

@@ -298,7 +298,8 @@ def test_the_door_works_under_the_users_jit():
         return x + 1
 
     assert program(1.0) == 2.0
-    assert inside == [door("theoph_diag2").llf]
+    # to rounding: where arrays lie in memory may change how XLA's loops are cut
+    np.testing.assert_allclose(inside, [door("theoph_diag2").llf], rtol=1e-14)
 
 
 # ---- new data -----------------------------------------------------------------------------------
