@@ -3,6 +3,7 @@
 from jaxnlme.calibration.chain import Chain
 from jaxnlme.calibration.driver import StopAtMCSE, StopAtTau
 from jaxnlme.calibration.ensemble import EnsembleSampler, SamplerState
+from jaxnlme.calibration.fitted import FittedPosterior
 from jaxnlme.calibration.identify import FisherSpectrum, fisher_spectrum, sensitivity
 from jaxnlme.calibration.likelihoods import (
     AbstractLikelihood,
@@ -39,6 +40,7 @@ from jaxnlme.priors import (
     HalfCauchy,
     HalfNormal,
     InverseGamma,
+    LKJMargin,
     LogNormal,
     Normal,
     NumpyroPrior,
@@ -62,12 +64,14 @@ __all__ = [
     "EnsembleSlice",
     "Exponential",
     "FisherSpectrum",
+    "FittedPosterior",
     "FunctionLikelihood",
     "Gamma",
     "GaussianLikelihood",
     "HalfCauchy",
     "HalfNormal",
     "InverseGamma",
+    "LKJMargin",
     "LogNormal",
     "LogNormalLikelihood",
     "Loo",

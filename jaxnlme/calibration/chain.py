@@ -247,8 +247,9 @@ class Chain:
     def ess(self, discard: int = 0, kind: str = "bulk") -> dict:
         """Return effective sample sizes by parameter.
 
-        ``"bulk"``: rank-normalised draws with walkers as chains, which stays at or below the truth
-        for ensembles. ``"tail"``: the smaller one of the 5 % and 95 % quantiles.
+        ``"bulk"``: rank-normalised draws with walkers as chains; for ensembles of the stretch move
+        0.73 (20 parameters) to 1.03 (5) times the truth. ``"tail"``: the smaller one of the 5 % and
+        95 % quantiles. ``"mean"``: without ranks.
         """
         functions = {
             "bulk": statistics.ess_bulk,

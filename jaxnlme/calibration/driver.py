@@ -15,39 +15,59 @@ import jax
 import numpy as np
 
 from jaxnlme._errors import ModelSpecError, SamplingWarning, nearest, warn
-from jaxnlme.calibration.kernel import EnsembleState, run_chunk
-from jaxnlme.calibration.moves import AbstractMove
-from jaxnlme.calibration.problem import AbstractDensity
+from jaxnlme.calibration.kernel import EnsembleState, buffers, run_chunk
+from jaxnlme.calibration.moves import Move
+from jaxnlme.calibration.problem import AbstractEnsembleDensity
 from jaxnlme.numerics import chain_statistics as statistics
 
 __all__ = ["Rows", "StopAtMCSE", "StopAtTau", "drive", "read_stop"]
 
-BUFFER = 2**22  # numbers per call: 32 MB, that the copy to the host stays cheap
+BUFFER = 2**20  # numbers per call: 8 MB, that the copy to the host comes from the cache
 SECONDS_PER_CALL = 0.25  # progress, callbacks and Ctrl-C are looked at between calls
+SECONDS_PER_PICTURE = 0.2  # between two states of the progress bar
 MAX_ROWS = 1024
+RESERVE = 2**30  # bytes of an array that are reserved before they are needed
 
 
-@dataclasses.dataclass
 class Rows:
-    """Stored steps so far: lists of blocks (k, walkers, ...)."""
+    """Stored steps so far: arrays (k, walkers, ...) by name, filled from the front.
 
-    samples: list[np.ndarray] = dataclasses.field(default_factory=list)
-    log_probs: list[np.ndarray] = dataclasses.field(default_factory=list)
-    blobs: list[np.ndarray] = dataclasses.field(default_factory=list)
-    accepted: list[np.ndarray] = dataclasses.field(default_factory=list)
+    Parameters
+    ----------
+    expected
+        Rows that are likely to come: their memory is reserved at once, and touched when filled.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        self.expected, self.count = expected, 0
+        self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, **blocks: np.ndarray) -> None:
-        """Append one block of each kind."""
+        """Append one block (n, walkers, ...) of each kind."""
+        n = 0
         for name, block in blocks.items():
-            getattr(self, name).append(block)
+            n = len(block)
+            array = self._arrays.get(name)
+            if array is None or self.count + n > len(array):
+                array = self._arrays[name] = self._larger(array, block)
+            array[self.count : self.count + n] = block
+        self.count += n
 
-    def joined(self, first: int = 0) -> dict[str, np.ndarray]:
-        """Return all blocks from number `first` on as one array each."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return {name: np.concatenate(getattr(self, name)[first:]) for name in names}
+    def _larger(self, old: np.ndarray | None, block: np.ndarray) -> np.ndarray:
+        size = max(block[:1].nbytes, 1)
+        most = max(RESERVE // size, 2 * self.count, self.count + len(block))
+        rows = max(min(self.expected, most), self.count + len(block))
+        new = np.empty((rows, *block.shape[1:]), block.dtype)
+        if old is not None:
+            new[: self.count] = old[: self.count]
+        return new
+
+    def since(self, first: int = 0) -> dict[str, np.ndarray]:
+        """Return the rows from number `first` on, by name; views."""
+        return {name: array[first : self.count] for name, array in self._arrays.items()}
 
     def __len__(self) -> int:
-        return sum(len(block) for block in self.samples)
+        return self.count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +139,8 @@ def read_stop(stop: Any) -> Any:
 class Drive:
     """One run: what is asked for, and what is done so far."""
 
-    density: AbstractDensity
-    moves: tuple[AbstractMove, ...]
+    density: AbstractEnsembleDensity
+    moves: tuple[Move, ...]
     state: EnsembleState
     n_steps: int
     thin: int
@@ -132,6 +152,7 @@ class Drive:
     callback_every: int = 100
     stop: Any = None
     progress: Any = None
+    buffers: Any = None  # rows of the compiled loop, used again in each call
 
     @property
     def capacity(self) -> int:
@@ -147,7 +168,8 @@ def drive(job: Drive) -> tuple[EnsembleState, str]:
     end = start + job.n_steps
     began = time.perf_counter()
     watch = _Progress(job, start, end, began)
-    saved_blocks, why, per_call, memory = len(job.rows.samples), "finished", 1, {}
+    saved, why, per_call, memory = len(job.rows), "finished", 1, {}
+    job.buffers = buffers(job.state, job.capacity)
     with _interrupts() as interrupted, watch:
         while int(job.state.iteration) < end:
             now = int(job.state.iteration)
@@ -160,20 +182,18 @@ def drive(job: Drive) -> tuple[EnsembleState, str]:
             per_call = int(np.clip(wanted, max(per_call // 8, 1), 8 * per_call))
             now = int(job.state.iteration)
             if job.save is not None and (now % job.save_every == 0 or now == end):
-                job.save(job.state, job.rows.joined(saved_blocks))
-                saved_blocks = len(job.rows.samples)
+                job.save(job.state, job.rows.since(saved))
+                saved = len(job.rows)
             if interrupted:
                 why = "interrupted"
             elif watch.told(now):
                 why = "callback"
-            elif job.stop is not None and now % job.stop.check_every == 0:
-                done = np.concatenate(job.rows.samples)
-                if job.stop(done, job.thin, memory):
-                    why = "stop rule"
+            elif _ruled_off(job, now, memory):
+                why = "stop rule"
             if why != "finished":
                 break
-    if job.save is not None and len(job.rows.samples) > saved_blocks:
-        job.save(job.state, job.rows.joined(saved_blocks))
+    if job.save is not None and len(job.rows) > saved:
+        job.save(job.state, job.rows.since(saved))
     if why == "interrupted":
         warn(
             f"stopped by Ctrl-C after {int(job.state.iteration) - start} of {job.n_steps} steps; the "
@@ -181,6 +201,12 @@ def drive(job: Drive) -> tuple[EnsembleState, str]:
             SamplingWarning,
         )
     return job.state, why
+
+
+def _ruled_off(job: Drive, now: int, memory: dict[str, Any]) -> bool:
+    if job.stop is None or now % job.stop.check_every:
+        return False
+    return job.stop(job.rows.since()["samples"], job.thin, memory)
 
 
 def _to_boundary(job: Drive, now: int, end: int) -> int:
@@ -198,31 +224,23 @@ def _to_boundary(job: Drive, now: int, end: int) -> int:
 
 
 def _advance(job: Drive, count: int) -> None:
-    before = job.state.infinite
-    state, rows, n = run_chunk(
-        job.moves, job.capacity, job.density, job.state,
+    state, job.buffers, n = run_chunk(
+        job.moves, job.density, job.state, job.buffers,
         np.int64(count), np.int64(job.thin), np.int64(job.n_adapt),
     )  # fmt: skip
     n = int(n)
-    if int(state.infinite) > int(before):
+    infinite = int((np.asarray(state.log_density) == np.inf).sum())
+    if infinite:
         raise ModelSpecError(
-            f"the log density was +inf at {int(state.infinite) - int(before)} proposed points: it is "
-            "no density there. Look for a division by zero, or a standard deviation that can reach 0."
+            f"the log density was +inf at {infinite} proposed points: it is no density there. Look "
+            "for a division by zero, or a standard deviation that can reach 0."
         )
-    positions, value, blobs, accepted = _cut(rows, n)
-    e, w, p = job.state.z.shape
-    job.rows.add(
-        samples=positions.reshape(n, e * w, p),
-        log_probs=value.reshape(n, e * w),
-        blobs=blobs.reshape(n, e * w, blobs.shape[-1]),
-        accepted=accepted.reshape(n, e * w),
-    )
+    e, w, _ = job.state.z.shape
+    # Views of the buffers, copied by `add`: slicing on the device would compile per n.
+    blocks = [np.asarray(a)[:n] for a in job.buffers]
+    positions, value, blobs, accepted = (a.reshape(n, e * w, *a.shape[3:]) for a in blocks)
+    job.rows.add(samples=positions, log_probs=value, blobs=blobs, accepted=accepted)
     job.state = jax.tree.map(_host, state)
-
-
-def _cut(rows: Any, n: int) -> Any:
-    """Copy whole buffers to the host, then keep n rows: slicing on the device compiles per n."""
-    return [np.array(np.asarray(a)[:n]) for a in rows]
 
 
 def _host(leaf: Any) -> Any:
@@ -237,7 +255,7 @@ class _Progress:
     def __init__(self, job: Drive, start: int, end: int, began: float) -> None:
         self.job, self.start, self.end, self.began = job, start, end, began
         self.bar: Any = None
-        self.looked, self.cost, self.extra = began, 0.0, {}
+        self.looked, self.drawn, self.cost, self.extra = began, began, 0.0, {}
         wanted = job.progress
         if wanted is True or (wanted is None and sys.stderr.isatty()):
             from tqdm import tqdm
@@ -255,11 +273,16 @@ class _Progress:
         """Report; True if a callable asks to stop."""
         job = self.job
         calls = [c for c in (job.callback, job.progress) if callable(c)]
-        due = now % job.callback_every == 0 or now == self.end
-        if self.bar is None and not (calls and due):
+        due = bool(calls) and (now % job.callback_every == 0 or now == self.end)
+        clock = time.perf_counter()
+        drawn = self.bar is not None and (
+            now == self.end or clock - self.drawn > SECONDS_PER_PICTURE
+        )
+        if not due and not drawn:
             return False
         info = self._info(now)
-        if self.bar is not None:
+        if drawn and self.bar is not None:
+            self.drawn = clock
             self.bar.update(now - self.start - self.bar.n)
             shown = {
                 "accept": f"{info['acceptance_rate']:.2f}",
@@ -291,7 +314,7 @@ class _Progress:
         }
 
     def _statistics(self) -> None:
-        samples = np.concatenate(self.job.rows.samples)
+        samples = self.job.rows.since()["samples"]
         kept = samples[len(samples) // 4 :]
         tau = [statistics.autocorr_time(kept[:, :, k]) for k in range(kept.shape[2])]
         worst = float(np.nanmax(tau)) if np.isfinite(tau).any() else float("nan")

@@ -16,9 +16,10 @@ from jaxnlme._errors import DataError, ModelSpecError, SerializationError, neare
 from jaxnlme._precision import host64
 from jaxnlme.calibration.chain import Chain
 from jaxnlme.calibration.driver import Drive, Rows, drive, read_stop
+from jaxnlme.calibration.fitted import read_problem
 from jaxnlme.calibration.kernel import EnsembleState, start_state
 from jaxnlme.calibration.moves import EnsembleSlice, read_moves
-from jaxnlme.calibration.problem import AbstractDensity, Posterior, fingerprint, make_posterior
+from jaxnlme.calibration.problem import AbstractDensity, Posterior, fingerprint
 from jaxnlme.calibration.starts import (
     ball,
     check_geometry,
@@ -65,7 +66,8 @@ class EnsembleSampler:
     Parameters
     ----------
     parameters, target, runner
-        What is sampled, what was seen, and the model between them.
+        What is sampled, what was seen, and the model between them; or the posterior of a fitted
+        model alone, ``EnsembleSampler(fit.log_posterior(priors))``.
     likelihood
         One likelihood for all variables (default :class:`GaussianLikelihood`), or a dict by
         variable.
@@ -121,8 +123,8 @@ class EnsembleSampler:
     def __init__(
         self,
         parameters: Any,
-        target: Any,
-        runner: Any,
+        target: Any = None,
+        runner: Any = None,
         likelihood: Any = None,
         *,
         n_walkers: Any = None,
@@ -132,18 +134,18 @@ class EnsembleSampler:
         adapt_steps: Any = 0,
         blobs: Callable | None = None,
     ) -> None:
-        self.posterior: Posterior = make_posterior(
+        self.posterior, self.parameters = read_problem(
             parameters, target, runner, likelihood, blobs=blobs
         )
-        self.parameters, self.target, self.runner = parameters, target, runner
+        self.target, self.runner = target, runner
         self._core = Core(
             self.posterior,
-            n_walkers=check_walkers(n_walkers, len(parameters)),
+            n_walkers=check_walkers(n_walkers, len(self.parameters)),
             moves=moves,
             stretch_scale=stretch_scale,
             n_ensembles=n_ensembles,
             adapt_steps=adapt_steps,
-            priors=parameters,
+            priors=self.parameters,
         )
 
     @property
@@ -436,7 +438,7 @@ class Core:
         records = int(arrays["records"])
         old = store.rows()
         store.truncate(records)
-        job = self._job(inner, n_steps, int(header["thinning"]), options)
+        job = self._job(inner, n_steps, int(header["thinning"]), options, records)
         job.rows.add(
             samples=np.asarray(old["samples"]),
             log_probs=np.asarray(old["log_probs"]),
@@ -446,7 +448,14 @@ class Core:
         self._save_to(job, store, every, records)
         return self._finish(job, store)
 
-    def _job(self, inner: EnsembleState, n_steps: Any, thin: int, options: dict[str, Any]) -> Drive:
+    def _job(
+        self,
+        inner: EnsembleState,
+        n_steps: int,
+        thin: int,
+        options: dict[str, Any],
+        stored: int = 0,
+    ) -> Drive:
         every = _whole("callback_every", options.pop("callback_every", 100), 1)
         for name in ("callback", "progress"):
             value = options.get(name)
@@ -454,8 +463,8 @@ class Core:
                 raise ModelSpecError(f"{name}={value!r} cannot be called.")
         stop = read_stop(options.pop("stop", None))
         return Drive(
-            self.density, self.moves, inner, n_steps, thin, self.adapt_steps, Rows(),
-            callback_every=every, stop=stop, **options,
+            self.density, self.moves, inner, n_steps, thin, self.adapt_steps,
+            Rows(stored + n_steps // thin + 1), callback_every=every, stop=stop, **options,
         )  # fmt: skip
 
     def _save_to(self, job: Drive, store: ChainStorage, every: Any, records: int) -> None:
@@ -471,7 +480,7 @@ class Core:
 
     def _finish(self, job: Drive, store: ChainStorage | None) -> Chain:
         inner, why = drive(job)
-        rows = job.rows.joined()
+        rows = job.rows.since()
         done = max(int(inner.iteration), 1)
         info = {
             "method": "ensemble",

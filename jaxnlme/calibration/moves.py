@@ -24,6 +24,7 @@ __all__ = [
     "AbstractMove",
     "DifferentialEvolution",
     "EnsembleSlice",
+    "Move",
     "Snooker",
     "Stretch",
     "Walk",
@@ -74,7 +75,7 @@ class Stretch(AbstractMove):
     """
 
     scale: float = eqx.field(static=True, default=2.0)
-    words: ClassVar[int] = 3
+    words: ClassVar[int] = 2
 
     def __check_init__(self):
         if not 1 < self.scale < np.inf:
@@ -85,9 +86,8 @@ class Stretch(AbstractMove):
     def propose(self, bits, key, active, others):
         del key
         h, p = active.shape
-        u = unit_fine(bits[0], bits[1], active.dtype)
-        z = ((self.scale - 1) * u + 1) ** 2 / self.scale
-        centre = others[choose(bits[2], h)]
+        z = ((self.scale - 1) * unit(bits[0], active.dtype) + 1) ** 2 / self.scale
+        centre = others[choose(bits[1], h)]
         return centre + z[:, None] * (active - centre), (p - 1) * jnp.log(z)
 
 
@@ -171,7 +171,7 @@ class Walk(AbstractMove):
         return active + (scale / np.sqrt(h - 1)) * (noise @ centred), jnp.zeros_like(active[:, 0])
 
 
-class EnsembleSlice(AbstractMove):
+class EnsembleSlice(eqx.Module):
     """Karamanis and Beutler (2021): slice sampling along the difference of two other walkers.
 
     Parameters
@@ -184,14 +184,12 @@ class EnsembleSlice(AbstractMove):
     Notes
     -----
     About 5 evaluations per walker and step, which no other move needs, but short autocorrelation.
+    It is no proposal to be judged, and has a loop of its own in the sampler.
     """
 
     scale: float = eqx.field(static=True, default=1.0)
     max_steps_out: int = eqx.field(static=True, default=64)
     words: ClassVar[int] = 5
-
-    def propose(self, bits, key, active, others):
-        raise NotImplementedError("slice moves evaluate the density themselves")
 
     def direction(self, bits: Array, active: Array, others: Array) -> Array:
         """Return (h, p) directions."""
@@ -200,6 +198,8 @@ class EnsembleSlice(AbstractMove):
         second = choose(bits[1], h - 1) + 1
         return self.scale * (others[first] - others[(first + second) % h])
 
+
+Move = AbstractMove | EnsembleSlice
 
 BY_NAME = {
     "stretch": Stretch,
@@ -210,7 +210,7 @@ BY_NAME = {
 }
 
 
-def read_moves(moves: Any, stretch_scale: Any = 2.0) -> tuple[tuple[AbstractMove, ...], np.ndarray]:
+def read_moves(moves: Any, stretch_scale: Any = 2.0) -> tuple[tuple[Move, ...], np.ndarray]:
     """Return moves and their normalised weights.
 
     Parameters
@@ -232,7 +232,7 @@ def read_moves(moves: Any, stretch_scale: Any = 2.0) -> tuple[tuple[AbstractMove
     """
     if moves is None:
         moves = Stretch(float(stretch_scale))
-    if isinstance(moves, str | AbstractMove):
+    if isinstance(moves, str | Move):
         moves = [moves]
     if not isinstance(moves, Sequence) or not len(moves):
         raise ModelSpecError(f"moves={moves!r}: give a move, a name, or a list of (move, weight).")
@@ -246,7 +246,7 @@ def read_moves(moves: Any, stretch_scale: Any = 2.0) -> tuple[tuple[AbstractMove
                     + nearest(move, BY_NAME)
                 )
             move = Stretch(float(stretch_scale)) if move == "stretch" else BY_NAME[move]()
-        if not isinstance(move, AbstractMove):
+        if not isinstance(move, Move):
             raise ModelSpecError(f"moves: {move!r} is neither a move nor one of {list(BY_NAME)}.")
         if not 0 < float(weight) < np.inf:
             raise ModelSpecError(

@@ -186,12 +186,12 @@ class ParameterSet:
     @host64
     def sample(self, n: int, key: Any = 0) -> Any:
         """Return (n, p) independent draws from the prior."""
-        return _draw(int(n), self.density(), as_key(key))
+        return np.array(_draw(int(n), self.density(), as_key(key)))
 
     @host64
     def sample_lhs(self, n: int, key: Any = 0) -> Any:
         """Return (n, p) draws of a latin hypercube: each of n strata of each prior is hit once."""
-        return _draw_lhs(int(n), self.density(), as_key(key))
+        return np.array(_draw_lhs(int(n), self.density(), as_key(key)))
 
     @host64
     def log_prior(self, theta: Any) -> Any:

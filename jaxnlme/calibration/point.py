@@ -22,9 +22,10 @@ from jaxnlme._cache import outer_jit
 from jaxnlme._errors import ConvergenceWarning, ModelSpecError, nearest, warn
 from jaxnlme._precision import host64
 from jaxnlme._typing import Array
+from jaxnlme.calibration.fitted import FittedPosterior, read_problem
 from jaxnlme.calibration.gradient import Line, naturals, on_line
 from jaxnlme.calibration.models import HostModel
-from jaxnlme.calibration.problem import Posterior, evaluate_many, make_posterior
+from jaxnlme.calibration.problem import Posterior, evaluate_many
 from jaxnlme.numerics.mcmc import map_points
 from jaxnlme.priors.base import as_key
 
@@ -73,7 +74,7 @@ class PointEstimator:
     Parameters
     ----------
     parameters, target, runner, likelihood
-        As for :class:`EnsembleSampler`.
+        As for :class:`EnsembleSampler`; or one posterior of a fitted model, ``fit.log_posterior(priors)``.
 
     Examples
     --------
@@ -91,9 +92,11 @@ class PointEstimator:
     {'a': 1.0, 'b': 2.0}
     """
 
-    def __init__(self, parameters: Any, target: Any, runner: Any, likelihood: Any = None) -> None:
-        self.posterior: Posterior = make_posterior(parameters, target, runner, likelihood)
-        self.parameters, self.runner = parameters, runner
+    def __init__(
+        self, parameters: Any, target: Any = None, runner: Any = None, likelihood: Any = None
+    ) -> None:
+        self.posterior, self.parameters = read_problem(parameters, target, runner, likelihood)
+        self.runner = runner
 
     @host64
     def optimize(
@@ -155,6 +158,9 @@ class PointEstimator:
         key = as_key(key)
         line = Line(self.posterior)
         theta = self.parameters.sample_lhs(int(n_samples), key)
+        if isinstance(self.posterior, FittedPosterior):  # wide priors are far from the fit
+            near = int(n_samples) // 2
+            theta[:near] = self.posterior.starts(near, jax.random.fold_in(key, 2))
         u = np.asarray(on_line(line, theta))
         value = np.asarray(_values(line, u))
         order = np.argsort(-np.where(np.isnan(value), -np.inf, value), kind="stable")

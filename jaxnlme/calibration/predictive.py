@@ -20,6 +20,7 @@ from jaxnlme._errors import ModelSpecError, SamplingWarning, some, warn
 from jaxnlme._precision import host64
 from jaxnlme._typing import Array
 from jaxnlme.calibration.chain import Chain
+from jaxnlme.calibration.fitted import FittedPosterior
 from jaxnlme.calibration.problem import Posterior
 from jaxnlme.numerics.chain_statistics import pareto_smooth
 from jaxnlme.numerics.mcmc import map_points
@@ -44,13 +45,18 @@ def posterior_predictive(
     Parameters
     ----------
     posterior
-        From :func:`make_posterior`, or ``sampler.posterior``.
+        From :func:`make_posterior`, ``sampler.posterior``, or ``fit.log_posterior(priors)`` of a GLM.
     chain
         Draws of its parameters.
     n_samples
         Draws to use, at random without replacement.
     noise
         Also draw observation errors.
+
+    Raises
+    ------
+    ModelSpecError
+        The likelihood cannot be simulated, or the model is a fitted mixed model.
 
     Returns
     -------
@@ -70,6 +76,10 @@ def posterior_predictive(
     (5, 1)
     """
     theta = _thinned(chain, int(n_samples), discard, key)
+    if isinstance(posterior, FittedPosterior):
+        seed = np.asarray(jax.random.key_data(jax.random.fold_in(as_key(key), 1))).tolist()
+        made = posterior.density.replicate(theta, np.random.default_rng(seed), noise)
+        return {posterior.data[0].name: made}
     keys = jax.random.split(jax.random.fold_in(as_key(key), 1), len(theta))
     model, simulated = _replicates(posterior, theta, keys, noise)
     out = {}
@@ -136,7 +146,7 @@ class Loo:
 @host64
 def loo(posterior: Posterior, chain: Chain, *, n_samples: Any = 2000, discard: Any = 0,
         key: Any = 0) -> Loo:  # fmt: skip
-    """Return the leave-one-out predictive density of the observations.
+    """Return the leave-one-out predictive density of the observations (groups of a mixed model).
 
     Parameters
     ----------
@@ -157,6 +167,8 @@ def loo(posterior: Posterior, chain: Chain, *, n_samples: Any = 2000, discard: A
     if len(theta) < 50:
         raise ModelSpecError(f"loo needs at least 50 draws, got {len(theta)}.")
     table = np.asarray(_pointwise(posterior, theta))
+    if isinstance(posterior, FittedPosterior):
+        table = table[:, posterior.density.live]  # rows of padding
     terms, shapes = [], []
     for column in table.T:
         weights, k = pareto_smooth(-column)
@@ -165,6 +177,8 @@ def loo(posterior: Posterior, chain: Chain, *, n_samples: Any = 2000, discard: A
         shapes.append(k)
     pointwise, k = np.array(terms), np.array(shapes)
     names = [d.name for d in posterior.data for _ in range(len(np.asarray(d.values)))]
+    if isinstance(posterior, FittedPosterior):
+        names = [posterior.data[0].name] * len(pointwise)
     bad = np.flatnonzero(~(k < 0.7))
     if len(bad):
         warn(

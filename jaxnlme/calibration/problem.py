@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,19 +21,27 @@ from jaxnlme.calibration.parameters import ParameterSet, PriorDensity
 from jaxnlme.calibration.target import Target
 from jaxnlme.numerics.mcmc import BATCH, map_points
 
-__all__ = ["AbstractDensity", "FunctionDensity", "Posterior", "make_posterior"]
+__all__ = [
+    "AbstractDensity",
+    "AbstractEnsembleDensity",
+    "FunctionDensity",
+    "Posterior",
+    "make_posterior",
+]
 
 
-class AbstractDensity(eqx.Module):
+class AbstractEnsembleDensity(eqx.Module):
     """A log density of sampling coordinates z (p,), with optional blobs kept beside each draw.
 
-    Subclasses have ``names`` (the parameters) and ``batch`` (points per pass);
-    ``to_natural`` and ``log_jacobian`` relate z to the natural scale.
+    Subclasses have ``names``, those of the parameters; ``to_natural`` and ``log_jacobian`` relate z to
+    the natural scale.
     """
 
-    def evaluate(self, z: Float[Array, "p"]) -> tuple[Float[Array, ""], Float[Array, "b"]]:
-        """Return the log density of z and the flat blob; NaN becomes -inf."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def ensembles(
+        self, z: Float[Array, "e h p"]
+    ) -> tuple[Float[Array, "e h"], Float[Array, "e h b"]]:
+        """Evaluate h points of each of e ensembles; log densities and flat blobs."""
 
     def to_natural(self, z: Any) -> Any:
         """Map sampling coordinates (..., p) to the natural scale."""
@@ -46,20 +55,25 @@ class AbstractDensity(eqx.Module):
         """Return log |d natural / d z|, shape (...)."""
         return jnp.zeros_like(z[..., 0])
 
+
+class AbstractDensity(AbstractEnsembleDensity):
+    """One log density for all ensembles; subclasses may have ``batch``, points per pass."""
+
+    @abc.abstractmethod
+    def evaluate(self, z: Float[Array, "p"]) -> tuple[Float[Array, ""], Float[Array, "b"]]:
+        """Return the log density of z and the flat blob; NaN becomes -inf."""
+
     def many(self, z: Float[Array, "n p"]) -> tuple[Float[Array, "n"], Float[Array, "n b"]]:
         """Evaluate n points in batches."""
         return map_points(self.evaluate, z, getattr(self, "batch", BATCH))
 
-    def ensembles(
-        self, z: Float[Array, "e h p"]
-    ) -> tuple[Float[Array, "e h"], Float[Array, "e h b"]]:
-        """Evaluate h points of each of e ensembles."""
+    def ensembles(self, z):
         e, h, p = z.shape
         value, blobs = self.many(z.reshape(e * h, p))
         return value.reshape(e, h), blobs.reshape(e, h, blobs.shape[-1])
 
 
-class StackedDensity(AbstractDensity):
+class StackedDensity(AbstractEnsembleDensity):
     """One density per ensemble: many data sets sampled by one program.
 
     Every array of ``inner`` has a leading axis of ensembles. The sampling coordinates are natural.
@@ -103,7 +117,7 @@ def stack_densities(densities: Sequence[AbstractDensity]) -> StackedDensity:
     if isinstance(first, Posterior) and any(t is not None for t in first.prior.transforms):
         raise ModelSpecError("sample_many takes parameters without transform=.")
     stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *densities)
-    return StackedDensity(stacked, tuple(getattr(first, "names", ())))
+    return StackedDensity(inner=stacked, names=tuple(getattr(first, "names", ())))
 
 
 def no_nan(value: Any) -> Any:
@@ -430,7 +444,7 @@ def _feed_code(h: Any, code: Any) -> None:
             h.update(repr(constant).encode())
 
 
-def fingerprint(density: AbstractDensity) -> dict[str, str]:
+def fingerprint(density: AbstractEnsembleDensity) -> dict[str, str]:
     """Return hashes of the parts of a density, by what a user would call them."""
     if isinstance(density, Posterior):
         model = density.model

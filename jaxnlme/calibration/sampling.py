@@ -15,6 +15,7 @@ from jaxnlme._precision import host64
 from jaxnlme.calibration.chain import Chain
 from jaxnlme.calibration.driver import Drive, Rows, drive
 from jaxnlme.calibration.ensemble import Core, EnsembleSampler
+from jaxnlme.calibration.fitted import FittedPosterior
 from jaxnlme.calibration.gradient import (
     BoundedFunction,
     Line,
@@ -28,6 +29,7 @@ from jaxnlme.calibration.models import HostModel
 from jaxnlme.calibration.moves import read_moves
 from jaxnlme.calibration.problem import (
     AbstractDensity,
+    AbstractEnsembleDensity,
     FunctionDensity,
     Posterior,
     StaticFunction,
@@ -74,7 +76,8 @@ def sample(
     ----------
     problem
         ``log_prob(x) -> scalar`` in ``jax.numpy``, defined once at module level; a posterior from
-        :func:`make_posterior`; or an :class:`EnsembleSampler`, whose posterior is taken.
+        :func:`make_posterior` or ``fit.log_posterior(priors)``; or an :class:`EnsembleSampler`,
+        whose posterior is taken.
     method
         * ``"ensemble"``: affine-invariant ensemble, no gradient; up to about 30 parameters.
         * ``"nuts"``: No-U-turn sampler, one chain per row of `init` (blackjax).
@@ -85,7 +88,8 @@ def sample(
         * ``"auto"``: ``"ensemble"`` for plain Python models, else ``"nuts"``.
     init
         (walkers, p) start points on the natural scale: walkers of all ensembles, chains, or the
-        points around which SMC starts. A posterior needs none: they are drawn from the prior.
+        points around which SMC starts. A posterior needs none: they are drawn from the prior,
+        for a fitted model around its estimates.
     num_steps
         Iterations, draws per chain, or (SMC) particles per ensemble.
     n_walkers, n_ensembles
@@ -193,6 +197,8 @@ def _density(problem: Any, init: Any, param_names: Any, bounds: Any) -> tuple[Ab
             raise ModelSpecError(
                 "param_names= and bounds= come with the posterior; leave them out."
             )
+        if isinstance(problem, FittedPosterior):
+            return problem, problem.parameters
         return problem, problem.prior if isinstance(problem, Posterior) else None
     if not callable(problem):
         raise ModelSpecError(
@@ -258,6 +264,8 @@ def _started(core: Core, init: Any, key: Any, priors: Any) -> Any:
 def _from_prior(density: AbstractDensity, n: int, key: Any) -> np.ndarray:
     if not isinstance(density, Posterior):
         raise ModelSpecError("init= is needed: start points of a log_prob function.")
+    if isinstance(density, FittedPosterior):
+        return np.asarray(density.starts(n, key))
     return np.asarray(density.prior.draw(key, n, np.float64))
 
 
@@ -328,9 +336,8 @@ def sample_many(
     e, names = len(posteriors), stacked.names
     w = check_walkers(n_walkers, len(names))
     chosen, weights = read_moves(moves, stretch_scale)
-    start = jax.random.fold_in(key, 2**31)
     if init is None:
-        points = _prior_starts(posteriors, stacked, w, start)
+        points = _prior_starts(posteriors, stacked, w, key)
     else:
         points = np.asarray(init, float)
         if points.shape != (e, w, len(names)):
@@ -342,9 +349,10 @@ def sample_many(
             f"posterior {k}: the log density is not finite at a start; give init= where it is."
         )
     state = start_state(points, value, blobs, key, weights)
-    job = Drive(stacked, chosen, state, int(num_steps), int(thin), 0, Rows(), progress=progress)
+    rows = Rows(int(num_steps) // int(thin) + 1)
+    job = Drive(stacked, chosen, state, int(num_steps), int(thin), 0, rows, progress=progress)
     final, _ = drive(job)
-    rows = job.rows.joined()
+    rows = job.rows.since()
     n = len(rows["samples"])
     samples = rows["samples"].reshape(n, e, w, len(names))
     log_probs = rows["log_probs"].reshape(n, e, w)
@@ -362,24 +370,25 @@ def _prior_starts(posteriors: Any, stacked: Any, w: int, key: Any) -> np.ndarray
     if not isinstance(inner, Posterior):
         raise ModelSpecError("init= is needed for densities without priors.")
     e = len(posteriors)
-    points = np.array(_draw_ensembles(inner.prior, jax.random.split(key, e), w))
+    points = np.array(_draw_ensembles(inner.prior, key, -1, e, w))
     for trip in range(20):
         value = np.asarray(_evaluate_ensembles(stacked, points)[0])
         lost = ~np.isfinite(value)
         if not lost.any():
             return points
-        fresh_key = jax.random.split(jax.random.fold_in(key, trip), e)
-        points[lost] = np.asarray(_draw_ensembles(inner.prior, fresh_key, w))[lost]
+        points[lost] = np.asarray(_draw_ensembles(inner.prior, key, trip, e, w))[lost]
     raise DataError("no start with finite density was found for some posterior; give init=.")
 
 
-def _ensembles(density: AbstractDensity, z: Any) -> Any:
+def _ensembles(density: AbstractEnsembleDensity, z: Any) -> Any:
     return density.ensembles(z)
 
 
-def _draws(prior: Any, keys: Any, w: int) -> Any:
+def _draws(prior: Any, key: Any, trip: Any, e: int, w: int) -> Any:
+    """Draw (e, w, p) starts; trip -1 is the first."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 2**31), trip + 1), e)
     return jax.vmap(lambda one, k: one.draw(k, w, np.float64))(prior, keys)
 
 
 _evaluate_ensembles = outer_jit(_ensembles)
-_draw_ensembles = outer_jit(_draws, static_argnums=2)
+_draw_ensembles = outer_jit(_draws, static_argnums=(3, 4))

@@ -56,7 +56,8 @@ def check_geometry(z: np.ndarray, names: Any) -> None:
     bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
     if len(bad):
         raise ModelSpecError(f"start positions of walker {some(bad)} are not finite.")
-    if len(np.unique(z, axis=0)) < w:
+    # Equal rows have equal first coordinates: the sort of whole rows is dear for many walkers.
+    if len(np.unique(z[:, 0])) < w and len(np.unique(z, axis=0)) < w:
         raise ModelSpecError(
             f"start positions: only {len(np.unique(z, axis=0))} of {w} walkers are at different "
             "points. Spread them, for example with method='ball'."
@@ -69,9 +70,10 @@ def check_geometry(z: np.ndarray, names: Any) -> None:
             f"start positions: parameter {some(names[k] for k in constant)} is the same in all "
             "walkers, and would stay there. Spread it."
         )
-    _, values, directions = np.linalg.svd(centred / spread, full_matrices=False)
-    if len(values) < p or values[-1] * np.sqrt(MAX_CONDITION) < values[0]:
-        weights = directions[-1] / np.abs(directions[-1]).max()
+    scaled = centred / spread
+    values, directions = np.linalg.eigh(np.einsum("wi,wj->ij", scaled, scaled))
+    if values[0] * MAX_CONDITION < values[-1]:
+        weights = directions[:, 0] / np.abs(directions[:, 0]).max()
         parts = [names[k] for k in range(p) if abs(weights[k]) > 0.1]
         raise ModelSpecError(
             f"start positions: the walkers are linearly dependent in {some(parts)}, and would stay "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import abc
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ import jax.scipy.special as jsp
 import numpy as np
 
 from jaxnlme._typing import Array, Float
+from jaxnlme.numerics.small_linalg import cholesky, logdet
 from jaxnlme.priors.base import (
     INF,
     LOG_2,
@@ -22,6 +24,57 @@ from jaxnlme.priors.base import (
 )
 
 _LOG_2PI = 1.8378770664093453
+
+
+class _LocationScale(AbstractPrior):
+    """Densities with a location and a positive scale."""
+
+    loc: Any = leaf(default=0.0)
+    scale: Any = leaf(default=1.0)
+
+    def __check_init__(self):
+        check_finite(type(self).__name__, loc=self.loc)
+        check_positive(type(self).__name__, scale=self.scale)
+
+
+class _HalfLine(AbstractPrior):
+    """Densities of positive numbers, given where ``x`` lies inside; ``_closed``: 0 is inside."""
+
+    _closed: ClassVar[bool] = False
+
+    @property
+    def support(self):
+        return (0.0, INF)
+
+    @abc.abstractmethod
+    def _density(self, x: Any) -> Array:
+        """Return the log density inside."""
+
+    def _inside(self, x: Any) -> tuple[Array, Array]:
+        """Where x is inside, and x there (1 elsewhere)."""
+        ok = jnp.asarray(x) >= 0 if self._closed else jnp.asarray(x) > 0
+        return ok, jnp.where(ok, x, 1)
+
+    def _log_prob(self, x):
+        ok, safe = self._inside(x)
+        return jnp.where(ok, self._density(safe), -jnp.inf)
+
+
+class _HalfScale(_HalfLine):
+    """Densities folded at zero, with a positive scale."""
+
+    _closed = True
+
+    scale: Any = leaf(default=1.0)
+
+    def __check_init__(self):
+        check_positive(type(self).__name__, scale=self.scale)
+
+
+class _Shaped(_HalfLine):
+    """Densities of positive numbers with a shape."""
+
+    concentration: Any = leaf()
 
 
 class Uniform(AbstractPrior):
@@ -61,7 +114,7 @@ class Uniform(AbstractPrior):
         return jnp.clip(self.lower + q * (self.upper - self.lower), self.lower, self.upper)
 
 
-class Normal(AbstractPrior):
+class Normal(_LocationScale):
     """Normal density with mean ``loc`` and standard deviation ``scale``.
 
     Examples
@@ -69,13 +122,6 @@ class Normal(AbstractPrior):
     >>> round(float(Normal(3.0, 0.5).icdf(0.975)), 4)
     3.98
     """
-
-    loc: Any = leaf(default=0.0)
-    scale: Any = leaf(default=1.0)
-
-    def __check_init__(self):
-        check_finite("Normal", loc=self.loc)
-        check_positive("Normal", scale=self.scale)
 
     def _log_prob(self, x):
         return -0.5 * ((x - self.loc) / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * _LOG_2PI
@@ -96,21 +142,11 @@ class Normal(AbstractPrior):
         return self.loc + self.scale * jax.random.normal(key, shape, dtype)
 
 
-class HalfNormal(AbstractPrior):
+class HalfNormal(_HalfScale):
     """Normal density folded at zero."""
 
-    scale: Any = leaf(default=1.0)
-
-    def __check_init__(self):
-        check_positive("HalfNormal", scale=self.scale)
-
-    @property
-    def support(self):
-        return (0.0, INF)
-
-    def _log_prob(self, x):
-        inside = -0.5 * (x / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * _LOG_2PI + LOG_2
-        return jnp.where(jnp.asarray(x) >= 0, inside, -jnp.inf)
+    def _density(self, x):
+        return -0.5 * (x / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * _LOG_2PI + LOG_2
 
     def _log_sf(self, x):
         return LOG_2 + jsp.log_ndtr(-jnp.maximum(x, 0) / self.scale)
@@ -122,38 +158,23 @@ class HalfNormal(AbstractPrior):
         return -self.scale * jsp.ndtri(0.5 * (1 - q))
 
 
-class LogNormal(AbstractPrior):
+class LogNormal(_HalfLine, _LocationScale):
     """exp of a normal variable with mean ``loc`` and standard deviation ``scale`` on the log scale."""
-
-    loc: Any = leaf(default=0.0)
-    scale: Any = leaf(default=1.0)
-
-    def __check_init__(self):
-        check_finite("LogNormal", loc=self.loc)
-        check_positive("LogNormal", scale=self.scale)
-
-    @property
-    def support(self):
-        return (0.0, INF)
 
     def _normal(self):
         return Normal(self.loc, self.scale)
 
-    def _log(self, x):
-        ok = jnp.asarray(x) > 0
-        return ok, jnp.log(jnp.where(ok, x, 1))
-
-    def _log_prob(self, x):
-        ok, log_x = self._log(x)
-        return jnp.where(ok, self._normal()._log_prob(log_x) - log_x, -jnp.inf)
+    def _density(self, x):
+        log_x = jnp.log(x)
+        return self._normal()._log_prob(log_x) - log_x
 
     def _log_cdf(self, x):
-        ok, log_x = self._log(x)
-        return jnp.where(ok, self._normal()._log_cdf(log_x), -jnp.inf)
+        ok, safe = self._inside(x)
+        return jnp.where(ok, self._normal()._log_cdf(jnp.log(safe)), -jnp.inf)
 
     def _log_sf(self, x):
-        ok, log_x = self._log(x)
-        return jnp.where(ok, self._normal()._log_sf(log_x), 0)
+        ok, safe = self._inside(x)
+        return jnp.where(ok, self._normal()._log_sf(jnp.log(safe)), 0)
 
     def _icdf(self, q):
         return jnp.exp(self._normal()._icdf(q))
@@ -162,25 +183,17 @@ class LogNormal(AbstractPrior):
         return jnp.exp(self._normal()._draw(key, shape, dtype))
 
 
-class Gamma(AbstractPrior):
+class Gamma(_Shaped):
     """Gamma density with ``concentration`` and ``rate`` (mean concentration / rate)."""
 
-    concentration: Any = leaf()
     rate: Any = leaf(default=1.0)
 
     def __check_init__(self):
         check_positive("Gamma", concentration=self.concentration, rate=self.rate)
 
-    @property
-    def support(self):
-        return (0.0, INF)
-
-    def _log_prob(self, x):
-        ok = jnp.asarray(x) > 0
-        safe = jnp.where(ok, x, 1)
+    def _density(self, x):
         a, b = self.concentration, self.rate
-        value = a * jnp.log(b) - jsp.gammaln(a) + (a - 1) * jnp.log(safe) - b * safe
-        return jnp.where(ok, value, -jnp.inf)
+        return a * jnp.log(b) - jsp.gammaln(a) + (a - 1) * jnp.log(x) - b * x
 
     def _log_cdf(self, x):
         return jnp.log(_gammainc(self.concentration, jnp.maximum(x, 0) * self.rate))
@@ -200,40 +213,28 @@ def _gammaincc(a, x):
     return jsp.gammaincc(jnp.broadcast_to(jnp.asarray(a, x.dtype), x.shape), x)
 
 
-class InverseGamma(AbstractPrior):
+class InverseGamma(_Shaped):
     """Density of 1 / g for a gamma variable g with ``concentration`` and rate ``scale``.
 
     ``scale**a / Gamma(a) x**(-a - 1) exp(-scale / x)``
     """
 
-    concentration: Any = leaf()
     scale: Any = leaf(default=1.0)
 
     def __check_init__(self):
         check_positive("InverseGamma", concentration=self.concentration, scale=self.scale)
 
-    @property
-    def support(self):
-        return (0.0, INF)
-
-    def _log_prob(self, x):
-        ok = jnp.asarray(x) > 0
-        safe = jnp.where(ok, x, 1)
+    def _density(self, x):
         a, b = self.concentration, self.scale
-        value = a * jnp.log(b) - jsp.gammaln(a) - (a + 1) * jnp.log(safe) - b / safe
-        return jnp.where(ok, value, -jnp.inf)
-
-    def _inverse(self, x):
-        ok = jnp.asarray(x) > 0
-        return ok, self.scale / jnp.where(ok, x, 1)
+        return a * jnp.log(b) - jsp.gammaln(a) - (a + 1) * jnp.log(x) - b / x
 
     def _log_cdf(self, x):
-        ok, y = self._inverse(x)
-        return jnp.where(ok, jnp.log(_gammaincc(self.concentration, y)), -jnp.inf)
+        ok, safe = self._inside(x)
+        return jnp.where(ok, jnp.log(_gammaincc(self.concentration, self.scale / safe)), -jnp.inf)
 
     def _log_sf(self, x):
-        ok, y = self._inverse(x)
-        return jnp.where(ok, jnp.log(_gammainc(self.concentration, y)), 0)
+        ok, safe = self._inside(x)
+        return jnp.where(ok, jnp.log(_gammainc(self.concentration, self.scale / safe)), 0)
 
     def _draw(self, key, shape, dtype):
         return self.scale / jax.random.gamma(key, jnp.asarray(self.concentration, dtype), shape)
@@ -275,20 +276,18 @@ def _betainc(a, b, x):
     return jsp.betainc(a, b, x)
 
 
-class Exponential(AbstractPrior):
+class Exponential(_HalfLine):
     """Exponential density with ``rate``."""
+
+    _closed = True
 
     rate: Any = leaf(default=1.0)
 
     def __check_init__(self):
         check_positive("Exponential", rate=self.rate)
 
-    @property
-    def support(self):
-        return (0.0, INF)
-
-    def _log_prob(self, x):
-        return jnp.where(jnp.asarray(x) >= 0, jnp.log(self.rate) - self.rate * x, -jnp.inf)
+    def _density(self, x):
+        return jnp.log(self.rate) - self.rate * x
 
     def _log_sf(self, x):
         return -self.rate * jnp.maximum(x, 0)
@@ -330,15 +329,8 @@ class StudentT(AbstractPrior):
         return self.loc + self.scale * jax.random.t(key, jnp.asarray(self.df, dtype), shape)
 
 
-class Cauchy(AbstractPrior):
+class Cauchy(_LocationScale):
     """Cauchy density with ``loc`` and ``scale``."""
-
-    loc: Any = leaf(default=0.0)
-    scale: Any = leaf(default=1.0)
-
-    def __check_init__(self):
-        check_finite("Cauchy", loc=self.loc)
-        check_positive("Cauchy", scale=self.scale)
 
     def _log_prob(self, x):
         z = (x - self.loc) / self.scale
@@ -358,21 +350,11 @@ class Cauchy(AbstractPrior):
         return self.loc + self.scale * jnp.where(low, -cotangent, cotangent)
 
 
-class HalfCauchy(AbstractPrior):
+class HalfCauchy(_HalfScale):
     """Cauchy density around zero, folded there."""
 
-    scale: Any = leaf(default=1.0)
-
-    def __check_init__(self):
-        check_positive("HalfCauchy", scale=self.scale)
-
-    @property
-    def support(self):
-        return (0.0, INF)
-
-    def _log_prob(self, x):
-        value = LOG_2 - jnp.log(np.pi * self.scale) - jnp.log1p((x / self.scale) ** 2)
-        return jnp.where(jnp.asarray(x) >= 0, value, -jnp.inf)
+    def _density(self, x):
+        return LOG_2 - jnp.log(np.pi * self.scale) - jnp.log1p((x / self.scale) ** 2)
 
     def _log_cdf(self, x):
         return jnp.log(2 / np.pi * jnp.arctan(jnp.maximum(x, 0) / self.scale))
@@ -383,6 +365,45 @@ class HalfCauchy(AbstractPrior):
 
     def _icdf(self, q):
         return self.scale * jnp.tan(0.5 * np.pi * q)
+
+
+class LKJMargin(AbstractPrior):
+    """Density of one correlation of a ``size`` by ``size`` matrix with the density ``LKJ(concentration)``.
+
+    ``(1 - x^2)^(a - 1)`` on (-1, 1), normalised, with ``a = concentration + size / 2 - 1``; for two effects
+    this is the LKJ density itself.
+
+    Examples
+    --------
+    >>> round(float(LKJMargin(1.0).cdf(-0.5)), 4), round(float(LKJMargin(2.0).log_prob(0.0)), 4)
+    (0.25, -0.2877)
+    """
+
+    concentration: Any = leaf(default=1.0)
+    size: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self):
+        check_positive("LKJMargin", concentration=self.concentration)
+
+    def _half(self):
+        a = self.concentration + (self.size / 2 - 1)
+        return Beta(a, a)
+
+    @property
+    def support(self):
+        return (-1.0, 1.0)
+
+    def _log_prob(self, x):
+        return self._half()._log_prob(0.5 * (1 + x)) - LOG_2
+
+    def _log_cdf(self, x):
+        return self._half()._log_cdf(0.5 * (1 + x))
+
+    def _log_sf(self, x):
+        return self._half()._log_sf(0.5 * (1 + x))
+
+    def _draw(self, key, shape, dtype):
+        return 2 * self._half()._draw(key, shape, dtype) - 1
 
 
 class LKJ(eqx.Module):
@@ -397,6 +418,6 @@ class LKJ(eqx.Module):
         check_positive("LKJ", concentration=self.concentration)
 
     def log_prob(self, correlation: Float[Array, "r r"]) -> Float[Array, ""]:
-        """Return the log density up to its constant."""
-        sign, logdet = jnp.linalg.slogdet(correlation)
-        return jnp.where(sign > 0, (self.concentration - 1) * logdet, -jnp.inf)
+        """Return the log density up to its constant; -inf where the matrix is not positive definite."""
+        value = (self.concentration - 1) * logdet(cholesky(jnp.asarray(correlation)))
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)

@@ -35,10 +35,13 @@ from jaxnlme.calibration import (
     sample,
     sample_many,
 )
+from jaxnlme.calibration import driver as drivers
 from jaxnlme.calibration import kernel as kernels
-from jaxnlme.calibration.moves import choose, read_moves, unit, unit_fine
+from jaxnlme.calibration.moves import choose, read_moves, unit
+from jaxnlme.numerics import mcmc
 
 QUIET = {"progress": False}
+random_words = jax.jit(mcmc.random_words)
 
 
 def log_gauss(x):
@@ -68,20 +71,25 @@ def test_one_step_is_that_of_a_numpy_sampler_with_the_same_numbers() -> None:
     value = np.array([log_prob(x) for x in z])
     state = kernels.start_state(z[None], value[None], np.zeros((1, w, 0)), key, np.ones(1))
     move = Stretch(2.0)
-    new, rows, count = kernels.run_chunk((move,), 4, density, state, 1, 1, 0)
+    buffers = kernels.buffers(state, 4)
+    new, rows, count = kernels.run_chunk((move,), density, state, buffers, 1, 1, 0)
 
-    own = jax.random.fold_in(key, 0)
-    h, words = w // 2, 4
-    flat = jax.random.bits(own, (1, 2 * words * h + w + 1), jnp.uint32)[0]
-    bits = np.asarray(flat[: 2 * words * h]).reshape(2, words, h)
-    order = np.asarray(kernels.shuffled(flat[2 * words * h : -1]))
-    assert sorted(order) == list(range(w))
+    # Words of iteration 0: log u, coin of the pair (k, k + h), u of z, partner; three more.
+    own = jax.random.bits(jax.random.fold_in(key, kernels.STREAM), (2,), jnp.uint32)
+    h = w // 2
+    size = 4 * h + 3
+    place = jnp.arange(2 * size, dtype=jnp.uint32)
+    flat = np.asarray(random_words(own, jnp.zeros_like(place), place)[0]).reshape(2, size)
+    bits = flat[:, : 4 * h].reshape(2, 4, h)
+    coin = bits[0, 1] >> 31
+    first = np.arange(h) + h * coin.astype(int)
+    order = np.concatenate([first, (first + h) % w])
     x, lp = z.copy(), value.copy()
     for half in range(2):
-        mine, others = order[half * h : (half + 1) * h], order[(1 - half) * h : (2 - half) * h]
+        mine, others = order[half * h : (half + 1) * h], order[(1 - half) * h :][:h]
         b = jnp.asarray(bits[half])
         log_u = np.log(np.asarray(unit(b[0], jnp.float64)))
-        u = np.asarray(unit_fine(b[1], b[2], jnp.float64))
+        u = np.asarray(unit(b[2], jnp.float64))
         partner = np.asarray(choose(b[3], h))
         for k, walker in enumerate(mine):
             factor = (u[k] + 1) ** 2 / 2
@@ -96,15 +104,46 @@ def test_one_step_is_that_of_a_numpy_sampler_with_the_same_numbers() -> None:
     np.testing.assert_array_equal(np.asarray(rows[0][0]), np.asarray(new.z))
 
 
-def test_the_shuffle_is_uniform_over_pairs() -> None:
-    """Each walker is in the first half in half of 20 000 draws, and with each other in 3/7 of these."""
-    bits = jax.random.bits(jax.random.key(1), (20_000, 8), jnp.uint32)
-    order = np.asarray(jax.vmap(kernels.shuffled)(bits))
-    first = np.zeros((20_000, 8))
-    np.put_along_axis(first, order[:, :4], 1, axis=1)
-    np.testing.assert_allclose(first.mean(0), 0.5, atol=0.02)
-    both = first.T @ first / 20_000
-    np.testing.assert_allclose(both[np.triu_indices(8, 1)], 3 / 14, atol=0.02)
+def test_random_words_are_those_of_jax_and_of_the_paper() -> None:
+    """Known answers of Threefry-2x32-20 (Random123), and JAX's own generator on many counters."""
+    full = np.uint32(0xFFFFFFFF)
+    for key, counter, words in (
+        ([0, 0], [0, 0], [0x6B200159, 0x99BA4EFE]),
+        ([full, full], [full, full], [0x1CB996FC, 0xBB002BE7]),
+        ([0x13198A2E, 0x03707344], [0x243F6A88, 0x85A308D3], [0xC4923A9C, 0x483DF7A0]),
+    ):
+        first, second = (jnp.asarray([c], jnp.uint32) for c in counter)
+        found = random_words(jnp.asarray(key, jnp.uint32), first, second)
+        assert [int(word[0]) for word in found] == words
+    key = jax.random.key(3)
+    counters = jnp.arange(100, dtype=jnp.uint32)
+    ours = random_words(jax.random.key_data(key), jnp.zeros_like(counters), counters)
+    theirs = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(key, k)))(counters)
+    np.testing.assert_array_equal(np.stack(ours, 1), theirs)
+
+
+@pytest.mark.x64
+def test_halves_are_drawn_afresh_and_both_move() -> None:
+    """Of a pair, one is in each half; other walkers are together in half of 4,000 steps (se 0.008)."""
+    w, h, n = 8, 4, 4000
+    words = kernels._counters(1, h, kernels._words((Stretch(),), h))
+    key = jax.random.bits(jax.random.fold_in(jax.random.key(1), kernels.STREAM), (2,), jnp.uint32)
+    first = jnp.broadcast_to(
+        jnp.arange(n, dtype=jnp.uint32).reshape(n, 1, 1, 1), (n, *words.shape[1:])
+    )
+    drawn = random_words(key, first, jnp.broadcast_to(words, first.shape))[0]
+    coins = np.array(
+        jax.vmap(jax.vmap(lambda d: kernels._parts((Stretch(),), d)[1]))(drawn)
+    )  # (n, 2, 1, h)
+    np.testing.assert_array_equal(coins[:, 0], coins[:, 1])
+    moves_first = np.concatenate([~coins[:, 0, 0], coins[:, 0, 0]], axis=1)  # (n, w)
+    assert (moves_first.sum(1) == h).all()
+    together = (moves_first[:, :, None] == moves_first[:, None, :]).mean(0)
+    pairs = np.roll(np.eye(w), h, axis=1).astype(bool)
+    assert (together[pairs] == 0).all()
+    others = ~pairs & ~np.eye(w, dtype=bool)
+    np.testing.assert_allclose(together[others], 0.5, atol=0.035)
+    np.testing.assert_allclose(moves_first.mean(0), 0.5, atol=0.035)
 
 
 @pytest.mark.x64
@@ -153,6 +192,28 @@ def test_the_same_key_gives_the_same_bits_and_any_cut_too() -> None:
     other = s.run(s.initialize(key=2), 60, **QUIET)
     assert not np.array_equal(whole.samples, other.samples)
     assert jax.config.jax_enable_x64 is False
+
+
+def test_stored_rows_grow_beyond_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "RESERVE", 64)
+    rows, blocks = drivers.Rows(4), [np.arange(6.0).reshape(3, 2) + k for k in range(5)]
+    for k, block in enumerate(blocks):
+        rows.add(samples=block, log_probs=block[:, 0])
+        assert len(rows) == 3 * (k + 1)
+    np.testing.assert_array_equal(rows.since()["samples"], np.concatenate(blocks))
+    np.testing.assert_array_equal(rows.since(12)["log_probs"], blocks[-1][:, 0])
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_keys_of_other_generators_are_read(impl: str) -> None:
+    """And the chain does not depend on how it is cut into calls."""
+    s, key = small.sampler(), jax.random.key(4, impl=impl)
+    positions = np.random.default_rng(0).normal(size=(8, 2))
+    state = s.initialize("explicit", positions=positions, key=key)
+    whole = s.run(state, 40, **QUIET)
+    first = s.run(state, 17, **QUIET)
+    second = s.run(first.state, 23, **QUIET)
+    np.testing.assert_array_equal(first.merge(second).samples, whole.samples)
 
 
 def test_thinning_counts_from_the_first_iteration() -> None:
@@ -328,10 +389,10 @@ def test_nan_and_minus_infinity_are_rejected_and_recovered_from() -> None:
     value = np.array([[float(walls(x)) for x in z[0]]])
     value[0, 3] = -np.inf
     state = kernels.start_state(z, value, np.zeros((1, 16, 0)), jax.random.key(1), np.ones(1))
-    new, rows, _ = kernels.run_chunk((Stretch(),), 512, density, state, 500, 1, 0)
+    buffers = kernels.buffers(state, 512)
+    new, _, _ = kernels.run_chunk((Stretch(),), density, state, buffers, 500, 1, 0)
     assert np.isfinite(np.asarray(new.log_density)).all()
     assert (np.abs(np.asarray(new.z)[..., 0]) <= 1.5).all()
-    assert int(new.infinite) == 0
 
 
 # ---- running ------------------------------------------------------------------------------------
@@ -498,6 +559,13 @@ def test_many_data_sets_are_those_sampled_one_by_one() -> None:
         ess = min(chain.ess(100).values())
         z = (chain.flat_samples(100).mean(0) - mean) / np.sqrt(np.diag(covariance) / ess)
         assert np.abs(z).max() < 4.5
+    compiles = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiles.append(name) if "backend_compile" in name else None
+    )
+    again = sample_many(posteriors[::-1], num_steps=250, n_walkers=8, key=3)
+    assert not compiles  # other data, another number of steps: the same program
+    assert again[0].samples.shape == (250, 8, 2)
     other = make_posterior(
         small.parameters(), Target().add_variable("y", [0.0], [1.0], 0.5),
         ModelRunner(small.line, times=small.TIMES),
