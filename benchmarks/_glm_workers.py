@@ -5,6 +5,7 @@ python _glm_workers.py NAME '{"option": value}'
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
@@ -121,6 +122,7 @@ def memory(program: str) -> dict[str, Any]:
 
     call = fits()[program]
     call()
+    gc.collect()
     blocked._free.clear()  # memory kept for refits counts as new
     return {"megabytes": peak_during(call)}
 

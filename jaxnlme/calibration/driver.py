@@ -19,6 +19,7 @@ from jaxnlme.calibration.kernel import EnsembleState, buffers, run_chunk
 from jaxnlme.calibration.moves import Move
 from jaxnlme.calibration.problem import AbstractEnsembleDensity
 from jaxnlme.numerics import chain_statistics as statistics
+from jaxnlme.numerics.blocked import aligned
 
 __all__ = ["Rows", "StopAtMCSE", "StopAtTau", "drive", "read_stop"]
 
@@ -57,7 +58,7 @@ class Rows:
         size = max(block[:1].nbytes, 1)
         most = max(RESERVE // size, 2 * self.count, self.count + len(block))
         rows = max(min(self.expected, most), self.count + len(block))
-        new = np.empty((rows, *block.shape[1:]), block.dtype)
+        new = aligned((rows, *block.shape[1:]), block.dtype)
         if old is not None:
             new[: self.count] = old[: self.count]
         return new

@@ -7,7 +7,9 @@ a fused multiply-add and the Gram matrix a batched product. On a CPU a pass cost
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +20,7 @@ import numpy as np
 from jaxnlme._typing import Array, Float, Int
 
 BLOCK = 512
+_THREADS_FROM = 256  # blocks
 
 
 class Blocks(eqx.Module):
@@ -184,12 +187,24 @@ def host_blocks(
     n, p = X.shape
     k = -(-max(rows or n, 1) // BLOCK)
     out = aligned((k, lead + p, BLOCK))
-    full, total = n // BLOCK, 0.0
-    for at in range(0, full, 16):  # small pieces: summed while they are in the cache
-        end = min(at + 16, full)
-        piece = X[at * BLOCK : end * BLOCK].reshape(end - at, BLOCK, p)
-        np.copyto(out[at:end, lead:], piece.transpose(0, 2, 1))
-        total += float(np.sum(out[at:end, lead:]))
+    full = n // BLOCK
+
+    def fill(first: int, last: int) -> float:
+        total = 0.0
+        for at in range(first, last, 16):  # small pieces: summed while they are in the cache
+            end = min(at + 16, last)
+            piece = X[at * BLOCK : end * BLOCK].reshape(end - at, BLOCK, p)
+            np.copyto(out[at:end, lead:], piece.transpose(0, 2, 1))
+            total += float(np.sum(out[at:end, lead:]))
+        return total
+
+    if full < _THREADS_FROM:
+        total = fill(0, full)
+    else:  # numpy copies without the interpreter's lock
+        count = min(os.cpu_count() or 1, 8)
+        edges = [full * i // count for i in range(count + 1)]
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            total = sum(pool.map(fill, edges[:-1], edges[1:]))
     out[full:] = 0
     if n > full * BLOCK:
         out[full, lead:, : n - full * BLOCK] = X[full * BLOCK :].T
