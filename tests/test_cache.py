@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -165,3 +167,16 @@ def test_outer_jit_compiles_once_and_works_in_a_door_under_the_users_jit() -> No
         out = jax.jit(lambda x: x + door().astype("float32"))(jnp.zeros(3, "float32"))
         np.testing.assert_array_equal(out, [0, 1, 4])
     assert len(traces) == 2
+
+
+def test_collection_is_paused_for_all_threads_that_trace() -> None:
+    """Two traces that overlap: the first to end leaves collection off, the last one turns it on again."""
+    pauses = _cache._collection
+    assert gc.isenabled()
+    pauses.pause()
+    other = threading.Thread(target=lambda: (pauses.pause(), pauses.resume(0)))
+    other.start()
+    other.join()
+    assert not gc.isenabled()
+    pauses.resume(0)
+    assert gc.isenabled()

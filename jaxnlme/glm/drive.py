@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -139,6 +138,12 @@ class HostProblem:
         """Number of coefficients of all predictors."""
         return sum(d.width for d in self.designs)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether any coefficient has a finite bound."""
+        bounds = (self.lower, self.upper)
+        return any(b is not None and bool(np.any(np.isfinite(b))) for b in bounds)
+
 
 @dataclasses.dataclass(frozen=True)
 class HostFit:
@@ -214,7 +219,7 @@ def drive(
     if least >= limit:
         return dataclasses.replace(fit, condition=1 / np.sqrt(least))
     alias, bases, least = _find_aliases(problem, free)
-    if not _bounded(problem) and any(b.smallest < limit for b in bases):
+    if not problem.bounded and any(b.smallest < limit for b in bases):
         inner, affine = _orthogonal(problem, free, bases)
         return _run(problem, inner, affine, free, alias, least, **options)
     if not alias.any():
@@ -226,11 +231,6 @@ def _free_information(problem: HostProblem, fit: HostFit) -> np.ndarray:
     order = order_of(problem.designs)
     free = np.flatnonzero(fit.estimated[order])
     return np.asarray(fit.fit.stats["information"])[np.ix_(free, free)]
-
-
-def _bounded(problem: HostProblem) -> bool:
-    finite = [b is not None and np.any(np.isfinite(b)) for b in (problem.lower, problem.upper)]
-    return any(finite)
 
 
 def _find_aliases(problem: HostProblem, free: np.ndarray):
@@ -458,19 +458,14 @@ def _subsample_start(prepared: GLMProblem, width: int):
     if k < SUBSAMPLE_FROM or stride < 3:
         return None, None
     n = k - k % stride
-
-    def thin(a):
-        if not isinstance(a, np.ndarray) or a.ndim < 2:
-            return a
-        axis = a.ndim - 2 if a.shape[-2:] == (k, c) else 0
-        return a[(slice(None),) * axis + (slice(0, n, stride),)]
-
-    part = jax.tree.map(thin, prepared)
-    keep = (part.penalty, part.lower, part.upper)
-    part = eqx.tree_at(
-        lambda p: (p.penalty, p.lower, p.upper), part, (prepared.penalty, prepared.lower, prepared.upper),
-        is_leaf=lambda x: x is None,
-    ) if any(x is not None for x in keep) else part  # fmt: skip
+    some = slice(0, n, stride)
+    X, weights, offset, others = jax.tree.map(
+        lambda a: a[some], (prepared.X, prepared.weights, prepared.offset, prepared.others)
+    )
+    part = GLMProblem(
+        X, prepared.y[..., some, :], weights, offset, family=prepared.family, link=prepared.link,
+        penalty=prepared.penalty, others=others, lower=prepared.lower, upper=prepared.upper,
+    )  # fmt: skip
     fit = solve_on_host(part, IRLS(np.float64(_ROUGH), False), None, 30)
     if result_name(fit.result) != "successful":
         return None, None

@@ -82,8 +82,8 @@ def _fit(problem, solver, params0, max_steps):
     return eqx.tree_at(lambda f: f.params, outcome, params)
 
 
-def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> GLMFit:
-    """The iteration in one program, without derivatives; ``gram0`` is a matrix for the first step."""
+def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
+    """The iteration in one program, without derivatives."""
     layout = lay_out(problem)
     dtype = layout.weights.dtype
     bounds = (
@@ -91,7 +91,7 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> 
         jnp.asarray(jnp.inf if problem.upper is None else problem.upper, dtype),
     )
     bounds = tuple(jnp.broadcast_to(bound, (layout.width,)) for bound in bounds)
-    b, state = solver.init(layout, bounds, params0, gram0)
+    b, state = solver.init(layout, bounds, params0)
 
     def body(carry):
         b, state, _, _ = carry
@@ -107,7 +107,8 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps, gram0=None) -> 
 def solve_on_host(problem: GLMProblem, solver: IRLS, params0, max_steps: int, gram0=None) -> GLMFit:
     """The same iteration driven from the host: only passes over the rows are compiled, not the steps.
 
-    ``problem`` is laid out in blocks of rows, in float64. Returns numpy arrays.
+    ``problem`` is laid out in blocks of rows, in float64; ``gram0`` is an information matrix for the first
+    step. Returns numpy arrays.
     """
     layout = lay_out(problem)
     if layout.weights.size > _SMALL:  # below, handing arrays over anew at each pass is quicker

@@ -21,9 +21,8 @@ from jaxnlme.glm.evaluate import Evaluation, Layout, evaluate, start_system
 from jaxnlme.numerics.small_linalg import sweep_inverse
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
-_NEARLY = (
-    100.0  # decrement, in thresholds, from which a quickly converging fit needs no further pass
-)
+# decrement, in thresholds, from which a quickly converging fit needs no further pass
+_NEARLY = 100.0
 _CLOSE = 0.05  # decrement, in rows times dispersion, from which the observed information is used
 _NEAR = 1e-5  # ... from which the information hardly changes over a Newton step
 _SMALLEST_STEP = 2.0**-30
@@ -86,9 +85,8 @@ class IRLS:
         layout: Layout,
         bounds,
         params: Float[Array, "p"] | None,
-        gram: Float[Array, "p p"] | None = None,
     ):
-        """The start and the state before the first pass; ``gram`` is an information matrix to begin with."""
+        """The start and the state before the first pass."""
         dtype = layout.weights.dtype
         if params is None:
             system = start_system(layout, jnp.clip(jnp.zeros(layout.width, dtype), *bounds))
@@ -96,10 +94,13 @@ class IRLS:
         else:
             b = jnp.clip(jnp.asarray(params, dtype), *bounds)
             direction = jnp.zeros_like(b)
-        return b, self.begin(direction, gram, not layout.family.fisher_scoring, TRACED)
+        return b, self.begin(direction, None, not layout.family.fisher_scoring, TRACED)
 
     def begin(self, direction, gram, newton: bool, arithmetic: Arithmetic) -> IRLSState:
-        """The state before the first pass; ``newton``: begin with the observed information."""
+        """The state before the first pass.
+
+        ``gram`` is an information matrix to begin with, or None; ``newton``: begin with the observed one.
+        """
         xp, dtype = arithmetic.xp, direction.dtype
         zero, infinite = xp.zeros((), dtype), xp.full((), xp.inf, dtype)
         return IRLSState(
@@ -161,9 +162,8 @@ class IRLS:
                 newton = newton & (decrement <= _CLOSE * new.scale)
         else:  # the matrix to begin with may do for another step
             report, given, newton = xp.ones((), bool), first & ~state.want_gram, xp.zeros((), bool)
-        near = state.want_gram & (
-            decrement <= _NEAR * new.scale
-        )  # a matrix of here does for the next
+        # a matrix formed here does for the next step, too
+        near = state.want_gram & (decrement <= _NEAR * new.scale)
         soon = smooth & (decrement * ratio <= _NEARLY * limit)
         accepted = IRLSState(
             objective=new.objective,

@@ -7,6 +7,7 @@ a fused multiply-add and the Gram matrix a batched product. On a CPU a pass cost
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import os
@@ -148,12 +149,14 @@ class _Lease:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be going down
-            _free.append(self.raw)
-            while sum(map(len, _free)) > _FREE_BYTES:
-                _free.pop(0)
+            _free.setdefault(len(self.raw), collections.deque()).append(self.raw)
+            while sum(size * len(kept) for size, kept in list(_free.items())) > _FREE_BYTES:
+                size = next(iter(_free))
+                _free.pop(size)
 
 
-_free: list[np.ndarray] = []
+# By size. Threads share it: a deque gives each of its arrays to one taker only.
+_free: dict[int, collections.deque[np.ndarray]] = {}
 _FREE_BYTES = 2**28
 _LEASED_FROM = 2**20
 
@@ -166,11 +169,10 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
     machine, 0.05 s to fill it).
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = next((kept for kept in _free if len(kept) == size + 64), None)
-    if raw is None:
+    try:
+        raw = _free[size + 64].pop()
+    except (KeyError, IndexError):
         raw = np.empty(size + 64, np.uint8)
-    else:
-        _free[:] = [kept for kept in _free if kept is not raw]
     start = -raw.ctypes.data % 64
     owner = np.asarray(_Lease(raw)) if size >= _LEASED_FROM else raw
     return owner[start : start + size].view(dtype).reshape(shape)

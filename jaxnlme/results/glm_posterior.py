@@ -203,8 +203,7 @@ def _refuse_glm(results: GLMResults) -> None:
             "log_posterior: the fit is penalised (alpha=, penalty= or priors= of fit_glm), and a penalty is a "
             "prior: fit without it, and give all priors here."
         )
-    finite = [b is not None and np.any(np.isfinite(b)) for b in (problem.lower, problem.upper)]
-    if any(finite) or problem.constraint is not None:
+    if problem.bounded or problem.constraint is not None:
         raise ModelSpecError(
             "log_posterior: the fit has bounds= or a linear constraint; fit without them, and give bounded "
             "coefficients a prior Bound(prior, lower, upper)."

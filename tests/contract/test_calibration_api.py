@@ -241,7 +241,6 @@ def test_fitted_models_are_densities() -> None:
     assert list(best.best_params) == fit.params.index
 
 
-@pytest.mark.skipif("target" not in defaults(EnsembleSampler), reason="takes no fitted model yet")
 def test_the_ensemble_sampler_takes_a_fitted_model() -> None:
     data = {"y": [0, 0, 1, 0, 1, 1, 0, 1], "x": [-2.0, -1, -0.5, 0.5, 1, 2, 0.1, 0.3]}
     fit = jn.fit_glm("y ~ x", data, family="binomial")

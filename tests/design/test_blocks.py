@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from jaxnlme.design.assemble import CHUNK
 from jaxnlme.design.columns import decode_array, sorted_factor
 from jaxnlme.design.formula import fixed_design, learn_design
 from jaxnlme.design.frames import read_frame, select_rows
-from jaxnlme.numerics.blocked import BLOCK
+from jaxnlme.numerics.blocked import BLOCK, aligned
 
 
 def table(n: int):
@@ -212,3 +213,13 @@ def test_a_large_design_takes_little_more_memory_than_itself(kind: str) -> None:
         tracemalloc.stop()
     # beside the design: codes, and integers (n,) while texts are coded
     assert peak < 1.25 * design.nbytes
+
+
+def test_threads_never_share_memory_that_is_used_again() -> None:
+    shape = (2**18,)
+    kept = [aligned(shape) for _ in range(4)]
+    del kept  # back to the pool
+    with ThreadPoolExecutor(8) as pool:
+        arrays = list(pool.map(lambda k: aligned(shape), range(64)))
+    starts = sorted(a.ctypes.data for a in arrays)
+    assert min(np.diff(starts)) >= arrays[0].nbytes
