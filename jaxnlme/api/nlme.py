@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -302,6 +303,11 @@ def _name_of(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # for its memory: a refit traces nothing
+def _model_output(function, parameters, phi, x):
+    return jnp.asarray(function({name: phi[k] for k, name in enumerate(parameters)}, x))
+
+
 def _check_model(problem, spec: NLMESpec) -> None:
     """Trace the model once on shapes alone, before anything is compiled."""
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), problem.x)
@@ -313,13 +319,7 @@ def _check_model(problem, spec: NLMESpec) -> None:
     parameters = spec.model.parameters
     expected = () if row else (n,)
     try:
-        out = jax.eval_shape(
-            lambda phi, x: jnp.asarray(
-                spec.model.function({name: phi[k] for k, name in enumerate(parameters)}, x)
-            ),
-            phi,
-            x,
-        )
+        out = _model_output.eval_shape(spec.model.function, parameters, phi, x)
     except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError) as error:
         raise ModelSpecError(
             f"the model {_name_of(spec.model.function)} cannot be traced by JAX: "

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from jaxnlme.numerics.arithmetic import HOST
+
 ALIAS = 1e-11  # R's glm: min(1e-7, epsilon / 1000)
 _SUSPECT = 1e-10
 _SUSPECT_FEW = 1e-4
@@ -140,9 +142,5 @@ def scaled_inverse(information: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(information)) or np.any(diagonal <= 0):
         return np.full_like(information, np.nan)
     scale = np.sqrt(diagonal)
-    try:
-        low = np.linalg.cholesky(information / scale[:, None] / scale[None])
-    except np.linalg.LinAlgError:
-        return np.full_like(information, np.nan)
-    half = np.linalg.inv(low)
-    return half.T @ half / scale[:, None] / scale[None]
+    inverse, _ = HOST.inverse(information / scale[:, None] / scale[None])
+    return inverse / scale[:, None] / scale[None]

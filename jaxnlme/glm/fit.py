@@ -19,8 +19,9 @@ from jaxnlme.glm.evaluate import (
     start_system,
     working_rows,
 )
-from jaxnlme.glm.irls import HOST, IRLS, TRACED, polished
+from jaxnlme.glm.irls import IRLS, polished
 from jaxnlme.glm.problem import GLMProblem
+from jaxnlme.numerics.arithmetic import HOST, TRACED
 from jaxnlme.numerics.small_linalg import cho_solve, cholesky, logdet
 
 _SMALL = 2**15  # rows
@@ -85,12 +86,7 @@ def _fit(problem, solver, params0, max_steps):
 def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
     """The iteration in one program, without derivatives."""
     layout = lay_out(problem)
-    dtype = layout.weights.dtype
-    bounds = (
-        jnp.asarray(-jnp.inf if problem.lower is None else problem.lower, dtype),
-        jnp.asarray(jnp.inf if problem.upper is None else problem.upper, dtype),
-    )
-    bounds = tuple(jnp.broadcast_to(bound, (layout.width,)) for bound in bounds)
+    bounds = _bounds(problem, layout, jnp)
     b, state = solver.init(layout, bounds, params0)
 
     def body(carry):
@@ -104,6 +100,14 @@ def solve(problem: GLMProblem, solver: IRLS, params0, max_steps) -> GLMFit:
     return _outcome(polished(b, state, bounds, good, TRACED), state, result)
 
 
+def _bounds(problem: GLMProblem, layout, xp) -> tuple:
+    """Lower and upper bounds (p,), infinite where there are none."""
+    dtype = layout.weights.dtype
+    both = ((problem.lower, -np.inf), (problem.upper, np.inf))
+    found = (xp.asarray(fill if bound is None else bound, dtype) for bound, fill in both)
+    return tuple(xp.broadcast_to(bound, (layout.width,)) for bound in found)
+
+
 def solve_on_host(problem: GLMProblem, solver: IRLS, params0, max_steps: int, gram0=None) -> GLMFit:
     """The same iteration driven from the host: only passes over the rows are compiled, not the steps.
 
@@ -113,10 +117,7 @@ def solve_on_host(problem: GLMProblem, solver: IRLS, params0, max_steps: int, gr
     layout = lay_out(problem)
     if layout.weights.size > _SMALL:  # below, handing arrays over anew at each pass is quicker
         layout = jax.device_put(layout)
-    bounds = tuple(
-        np.broadcast_to(np.float64(fill) if bound is None else bound, (layout.width,))
-        for bound, fill in ((problem.lower, -np.inf), (problem.upper, np.inf))
-    )
+    bounds = _bounds(problem, layout, np)
     with np.errstate(all="ignore"):  # infinite objectives are part of the rule
         if params0 is None:
             base = np.clip(np.zeros(layout.width), *bounds)

@@ -8,7 +8,6 @@ one compiled loop.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jaxnlme._results import RESULTS
 from jaxnlme._typing import Array, Bool, Float
 from jaxnlme.glm.evaluate import Evaluation, Layout, evaluate, start_system
-from jaxnlme.numerics.small_linalg import sweep_inverse
+from jaxnlme.numerics.arithmetic import TRACED, Arithmetic
 
 _SLOW = 1e-2  # a stale information matrix is kept while the decrement falls faster than this
 # decrement, in thresholds, from which a quickly converging fit needs no further pass
@@ -27,15 +26,6 @@ _CLOSE = 0.05  # decrement, in rows times dispersion, from which the observed in
 _NEAR = 1e-5  # ... from which the information hardly changes over a Newton step
 _SMALLEST_STEP = 2.0**-30
 _DAMPINGS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-
-
-class Arithmetic(NamedTuple):
-    """Where the small arrays of a step live: ``numpy`` on the host, ``jax.numpy`` inside a program."""
-
-    xp: Any
-    solve: Callable[..., Any]
-    choose: Callable[..., Any]  # between result codes
-    pick: Callable[..., Any]  # between pytrees
 
 
 class IRLSState(NamedTuple):
@@ -121,7 +111,7 @@ class IRLS:
     def approach(self, system, bounds, arithmetic: Arithmetic):
         """Least squares of the family's starting predictors, approached from constant ones in the domain."""
         base, gram, targets = system
-        found = arithmetic.solve(gram, targets, bounds[1] > bounds[0])[0]
+        found = damped_solve(gram, targets, bounds[1] > bounds[0], arithmetic)[0]
         safe, full = base + found[:, 0], base + found[:, 1]
         safe = arithmetic.xp.clip(safe, *bounds)
         return safe, arithmetic.xp.clip(full, *bounds) - safe
@@ -146,7 +136,7 @@ class IRLS:
         free = (upper > lower) & ~(
             ((trial <= lower) & (new.score < 0)) | ((trial >= upper) & (new.score > 0))
         )
-        direction, damping = arithmetic.solve(new.gram, new.score, free)
+        direction, damping = damped_solve(new.gram, new.score, free, arithmetic)
         decrement = xp.sum(xp.where(free, direction * new.score, 0))
         first = ~xp.isfinite(state.decrement)
         ratio = xp.where(first, state.decrement, decrement / state.decrement)
@@ -184,7 +174,7 @@ class IRLS:
             num_passes=state.num_passes + 1,
             want_gram=xp.ones((), bool),
         )
-        return arithmetic.pick(better, (trial, accepted), (b, rejected))
+        return arithmetic.pick(better, lambda: (trial, accepted), lambda: (b, rejected))
 
     def threshold(self, scale, b, gram, arithmetic: Arithmetic):
         """The decrement below which a step is rounding error or nothing to a user."""
@@ -219,15 +209,18 @@ def polished(b, state: IRLSState, bounds, good, arithmetic: Arithmetic):
     return xp.where(good & xp.all(xp.isfinite(end)), end, b)
 
 
-def _damped_solve(
-    a: Float[Array, "p p"], rhs: Float[Array, "p *k"], free: Bool[Array, "p"], xp: Any, invert: Any
+def damped_solve(
+    a: Float[Array, "p p"],
+    rhs: Float[Array, "p *k"],
+    free: Bool[Array, "p"],
+    arithmetic: Arithmetic,
 ) -> tuple[Float[Array, "p *k"], Any]:
     """Solve ``a x = rhs`` over the free coordinates, columns scaled, with one step of refinement.
 
     A matrix that is not positive definite gets the smallest of a few multiples of the identity added
     (after scaling) that makes it so; that multiple is returned, 0 for none.
     """
-    dtype, p = a.dtype, a.shape[0]
+    xp, dtype, p = arithmetic.xp, a.dtype, a.shape[0]
     tiny, eye = np.finfo(dtype).tiny, xp.eye(p, dtype=dtype)
     diagonal = abs(xp.diagonal(a))
     largest = xp.maximum(xp.max(diagonal, initial=0.0), tiny)
@@ -236,14 +229,15 @@ def _damped_solve(
     scaled = scaled + (~free).astype(dtype)[:, None] * eye
     columns = rhs.reshape(p, -1)
     target = xp.where(free[:, None], columns / scale[:, None], 0)
-    inverse, damping = invert(scaled, 16 * p * np.finfo(dtype).eps)
+    inverse, damping = _damped_inverse(scaled, 16 * p * np.finfo(dtype).eps, arithmetic)
     x = inverse @ target
     x = x + inverse @ (target - scaled @ x - damping * x)
     return xp.where(free[:, None], x / scale[:, None], 0).reshape(rhs.shape), damping
 
 
-def _traced_inverse(scaled, floor):
-    dampings, eye = jnp.asarray(_DAMPINGS, scaled.dtype), jnp.eye(len(scaled), dtype=scaled.dtype)
+def _damped_inverse(scaled, floor, arithmetic: Arithmetic):
+    xp, dtype = arithmetic.xp, scaled.dtype
+    dampings, eye = xp.asarray(_DAMPINGS, dtype), xp.eye(len(scaled), dtype=dtype)
 
     def more(carry):
         k, _, good = carry
@@ -251,43 +245,9 @@ def _traced_inverse(scaled, floor):
 
     def body(carry):
         k = carry[0] + 1
-        inverse, least = sweep_inverse(scaled + dampings[k] * eye)
+        inverse, least = arithmetic.inverse(scaled + dampings[k] * eye)
         return k, inverse, least > floor  # False for NaN
 
-    first = (jnp.full((), -1, jnp.int32), eye, jnp.zeros((), bool))
-    k, inverse, good = jax.lax.while_loop(more, body, first)
-    return jnp.where(good, inverse, eye), dampings[k]
-
-
-def _host_inverse(scaled, floor):
-    eye = np.eye(len(scaled), dtype=scaled.dtype)
-    for damping in _DAMPINGS if np.all(np.isfinite(scaled)) else ():
-        try:
-            low = np.linalg.cholesky(scaled + damping * eye)
-        except np.linalg.LinAlgError:
-            continue
-        if np.min(np.diagonal(low), initial=1.0) ** 2 > floor:
-            half = np.linalg.inv(low)
-            return half.T @ half, scaled.dtype.type(damping)
-    return eye, scaled.dtype.type(_DAMPINGS[-1])
-
-
-def damped_solve(a, rhs, free):
-    """:func:`_damped_solve` inside a program."""
-    return _damped_solve(a, rhs, free, jnp, _traced_inverse)
-
-
-def _host_solve(a, rhs, free):
-    return _damped_solve(a, rhs, free, np, _host_inverse)
-
-
-def _where(condition, x, y):
-    return jax.tree.map(lambda u, v: jnp.where(condition, u, v), x, y)
-
-
-def _host_pick(condition, x, y):
-    return x if condition else y
-
-
-TRACED = Arithmetic(jnp, damped_solve, RESULTS.where, _where)
-HOST = Arithmetic(np, _host_solve, _host_pick, _host_pick)
+    first = (xp.full((), -1, np.int32), eye, xp.zeros((), bool))
+    k, inverse, good = arithmetic.repeat(more, body, first)
+    return xp.where(good, inverse, eye), dampings[k]

@@ -1,7 +1,7 @@
-"""Drive a fit from the host, one compiled step at a time: progress, callbacks, Ctrl-C.
+"""Drive a fit from the host, one step at a time: progress, callbacks, Ctrl-C.
 
-The step is the only program that a door compiles: its state shows value and gradient of the last
-evaluation, so start values, line search and the information matrix all run the same executable.
+A door compiles one program: of the marginal methods the evaluation of value and gradient, which start
+values, line search and the information matrix share (the steps between run in numpy), of the others a step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxnlme._results import RESULTS
 from jaxnlme.nlme.fit import NLMEFit
 from jaxnlme.nlme.method import AbstractMarginalMethod, AbstractMethod
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
+from jaxnlme.numerics.arithmetic import HOST
 
 Callback = Callable[[dict[str, Any]], Any]
 
@@ -32,6 +33,43 @@ def _step(problem, method, params, state, max_steps, begin):
 
 
 _compiled_step = outer_jit(_step)
+_evaluate = outer_jit(lambda problem, method, params, u: method.evaluate(problem, params, u))
+
+
+def _steps(problem: NLMEProblem, method: AbstractMethod, params: NLMEParams, max_steps: int):
+    """Yield after each step: a function that returns the fit, and whether it is done."""
+    state, limit, begin = _blank_state(problem, method, params), np.int32(max_steps), np.True_
+    problem, done = jax.device_put(problem), False
+    while not done:
+        params, state, done, result, summary = _compiled_step(
+            problem, method, params, state, limit, begin
+        )
+        begin = np.False_
+        fit = NLMEFit(params, state, result, summary._asdict())
+        yield lambda fit=fit: fit, bool(done)
+
+
+def _marginal_steps(
+    problem: NLMEProblem, method: AbstractMarginalMethod, params: NLMEParams, max_steps: int
+):
+    """The same; only the evaluation is compiled."""
+    covariance, free = problem.covariance, np.asarray(problem.free.flat())
+    problem = eqx.tree_at(lambda p: p.free, problem, jax.tree.map(np.asarray, problem.free))
+    state = method.begin(problem, params, HOST)
+    problem, done = jax.device_put(problem), False
+    judge, ended, unflat = method.judge, method.ended, params.unflat  # slow to look up in a module
+
+    def fit():
+        summary = jax.tree.map(np.asarray, method.summarise(problem, params, state))
+        return NLMEFit(params, state, result, summary._asdict())
+
+    while not done:
+        new = _evaluate(problem, method, unflat(state.bfgs.trial), state.u)
+        new = jax.tree.map(np.asarray, new)
+        with np.errstate(all="ignore"):  # infinite objectives are part of the rule
+            params, state = judge(covariance, free, params, state, new, HOST)
+            done, result = ended(state, max_steps, HOST)
+        yield fit, bool(done)
 
 
 def drive(
@@ -56,28 +94,27 @@ def drive(
     """
     params = host_start(problem) if params0 is None else params0
     params = jax.tree.map(lambda a: np.asarray(a, problem.y.dtype), params)
-    problem = jax.device_put(problem)
-    state, limit, begin = _blank_state(problem, method, params), np.int32(max_steps), np.True_
-    while True:
-        params, state, done, result, summary = _compiled_step(
-            problem, method, params, state, limit, begin
-        )
-        stop, begin = bool(done), np.False_
+    if isinstance(method, AbstractMarginalMethod):
+        steps = _marginal_steps(problem, method, params, max_steps)
+    else:
+        steps = _steps(problem, method, params, max_steps)
+    result = None
+    for result, done in steps:
         if callback is not None:
+            fit = result()
             info = {
-                "step": int(summary.num_steps),
-                "log_likelihood": float(summary.log_likelihood),
-                "beta": np.asarray(params.beta),
-                "theta": np.asarray(params.theta),
-                "error": np.asarray(params.error),
-                "decrement": float(summary.decrement),
-                "done": stop,
+                "step": int(fit.stats["num_steps"]),
+                "log_likelihood": float(fit.stats["log_likelihood"]),
+                "beta": np.asarray(fit.params.beta),
+                "theta": np.asarray(fit.params.theta),
+                "error": np.asarray(fit.params.error),
+                "decrement": float(fit.stats["decrement"]),
+                "done": done,
             }
-            if callback(info) and not stop:
-                stop, result = True, RESULTS.max_steps_reached
-        if stop:
-            break
-    return NLMEFit(params, state, result, summary._asdict())
+            if callback(info) and not done:
+                return NLMEFit(fit.params, fit.state, RESULTS.max_steps_reached, fit.stats)
+    assert result is not None
+    return result()
 
 
 def host_start(problem: NLMEProblem) -> NLMEParams:
@@ -99,17 +136,10 @@ def gradients(
     problem: NLMEProblem, method: AbstractMarginalMethod, fit: NLMEFit, points: np.ndarray
 ) -> np.ndarray:
     """Return the gradient of -log L at several parameter vectors ``(k, d)``, by the compiled step."""
-    out = []
     problem = jax.device_put(problem)
-    for x in points:
-        bfgs = eqx.tree_at(lambda b: b.trial, fit.state.bfgs, np.asarray(x))
-        state = eqx.tree_at(lambda s: (s.bfgs, s.phase), fit.state, (bfgs, np.int32(2)))
-        params = jax.tree.map(np.asarray, fit.params)
-        _, after, _, _, _ = _compiled_step(
-            problem, method, params, state, np.int32(10**6), np.False_
-        )
-        out.append(np.asarray(after.gradient))
-    return np.array(out)
+    u, params = fit.state.u, jax.tree.map(np.asarray, fit.params)
+    found = (_evaluate(problem, method, params.unflat(np.asarray(x)), u) for x in points)
+    return np.array([np.asarray(new.gradient) for new in found])
 
 
 def information(problem: NLMEProblem, method: AbstractMarginalMethod, fit: NLMEFit) -> np.ndarray:

@@ -33,8 +33,8 @@ def derivatives(problem: NLMEProblem, phi: Float[Array, "m n p"], order: int) ->
     model, log_scale = problem.model, problem.error_model.log_scale
 
     def natural(phi):
-        parts = [t.forward(phi[k]) for k, t in enumerate(problem.transforms)]
-        return jnp.stack(parts)
+        parts = jnp.unstack(phi)
+        return [t.forward(part) for t, part in zip(problem.transforms, parts, strict=True)]
 
     def scale(f):
         return jnp.log(f) if log_scale else f

@@ -153,7 +153,7 @@ _once.defvjp(_once_fwd, _once_bwd)
 def _gradient(problem, params, method):
     """Gradient of the minimised objective (minus log-likelihood minus log prior) at ``params``."""
     u0 = jnp.zeros((problem.num_groups, problem.num_random), problem.y.dtype)
-    return method.evaluate(problem, params, u0)[1]
+    return method.evaluate(problem, params, u0).gradient
 
 
 def information(

@@ -33,11 +33,14 @@ class FO(AbstractMarginalMethod):
     def name(self) -> str:
         return "FO"
 
-    def groups(self, problem, params, u0):
-        zero = jnp.zeros_like(u0)
+    def hold(self, problem, params, u0):
+        hat = phi_of(problem, params.beta, jnp.zeros_like(u0))
+        return hat, derivatives(problem, hat, 2)
+
+    def groups(self, problem, params, held):
+        hat, everything = held
+        zero = jnp.zeros((problem.num_groups, problem.num_random), problem.y.dtype)
         phi = phi_of(problem, params.beta, zero)
-        hat = jax.lax.stop_gradient(phi)
-        everything = derivatives(problem, hat, 2)
         f, J = taylor(phi, hat, everything)
         nat = natural(problem, params)
         w, z = problem.weights, problem.response()
@@ -48,7 +51,7 @@ class FO(AbstractMarginalMethod):
         # Woodbury: V^-1 = R^-1 - R^-1 Z L H^-1 L'Z' R^-1 with H = I + L'Z'R^-1 Z L.
         g = to_random((precision * residual)[..., None] * J, nat.BL)
         JJ = J[..., :, None] * J[..., None, :]
-        H = jnp.eye(u0.shape[-1], dtype=f.dtype)[None] + to_random_square(
+        H = jnp.eye(problem.num_random, dtype=f.dtype)[None] + to_random_square(
             precision[..., None, None] * JJ, nat.BL
         )
         chol = cholesky(H)

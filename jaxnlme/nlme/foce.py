@@ -38,13 +38,12 @@ class FOCE(AbstractMarginalMethod):
     def name(self) -> str:
         return "FOCE"
 
-    def groups(self, problem, params, u0):
-        fixed = jax.lax.stop_gradient(params)
-        sd = None
-        if problem.error_model.depends_on_f and not self.interaction:
-            sd = population_sd(problem, params, u0)
-        mode = conditional_mode(problem, fixed, u0, jax.lax.stop_gradient(sd))
-        mode = jax.lax.stop_gradient(mode)
+    def hold(self, problem, params, u0):
+        return conditional_mode(problem, params, u0, self._frozen_sd(problem, params, u0))
+
+    def groups(self, problem, params, held):
+        mode = held
+        sd = self._frozen_sd(problem, params, mode.u)
         u = implicit_mode(problem, params, mode, mode.low, sd)
         phi_hat, f_hat, J_hat, K_hat = mode.evaluation.aux
         f, J = taylor(phi_at(problem, params, u), phi_hat, (f_hat, J_hat, K_hat))
@@ -52,10 +51,15 @@ class FOCE(AbstractMarginalMethod):
         value = -joint.value() - 0.5 * logdet(cholesky(joint.information()))
         return Inner(value, mode.u, mode.converged, f_hat, J_hat)
 
+    def _frozen_sd(self, problem, params, u):
+        if problem.error_model.depends_on_f and not self.interaction:
+            return population_sd(problem, params, u)
+        return None
 
-def population_sd(problem, params, u0):
+
+def population_sd(problem, params, like):
     """Residual sd at u = 0, differentiable once in ``params``."""
-    zero = jnp.zeros_like(u0)
+    zero = jnp.zeros_like(like)
     phi = phi_of(problem, params.beta, zero)
     hat = jax.lax.stop_gradient(phi)
     (f,) = taylor(phi, hat, derivatives(problem, hat, 1))

@@ -41,9 +41,11 @@ class Laplace(AbstractMarginalMethod):
     def name(self) -> str:
         return "Laplace"
 
-    def groups(self, problem, params, u0):
-        value, _, mode, aux = _laplace(problem, params, u0)
-        return Inner(value, mode.u, mode.converged, aux[1], aux[2])
+    def hold(self, problem, params, u0):
+        return _mode_and_derivatives(problem, params, u0)
+
+    def groups(self, problem, params, held):
+        return _laplace(problem, params, held)[0]
 
 
 class AGQ(AbstractMarginalMethod):
@@ -79,9 +81,12 @@ class AGQ(AbstractMarginalMethod):
         if int(self.num_nodes) != self.num_nodes or self.num_nodes < 1:
             raise ModelSpecError(f"AGQ(num_nodes={self.num_nodes!r}): give a whole number >= 1.")
 
-    def groups(self, problem, params, u0):
-        value, u, mode, aux = _laplace(problem, params, u0)
-        inner = Inner(value, mode.u, mode.converged, aux[1], aux[2])
+    def hold(self, problem, params, u0):
+        return _mode_and_derivatives(problem, params, u0)
+
+    def groups(self, problem, params, held):
+        inner, u = _laplace(problem, params, held)
+        mode, everything = held
         if self.num_nodes == 1:
             return inner
         q = problem.num_random
@@ -91,7 +96,7 @@ class AGQ(AbstractMarginalMethod):
         logs = jnp.asarray(log_weights, dtype)
         nat = natural(problem, params)
         phi = phi_at(problem, params, u)
-        f, J, K = taylor(phi, aux[0], aux[1:])
+        f, J, K = taylor(phi, mode.evaluation.aux[0], everything)
         joint = Joint(problem, nat, u, f, J)
         chol = cholesky(joint.hessian(*joint.slopes_and_curvatures(), K))
         offsets = solve_lower(
@@ -117,14 +122,17 @@ class AGQ(AbstractMarginalMethod):
         return inner._replace(log_likelihood=total)
 
 
-def _laplace(problem, params, u0):
-    """Laplace value per group, the mode as a function of params, the mode, and derivatives there."""
-    mode = jax.lax.stop_gradient(conditional_mode(problem, jax.lax.stop_gradient(params), u0))
-    phi_hat = mode.evaluation.aux[0]
+def _mode_and_derivatives(problem, params, u0):
+    mode = conditional_mode(problem, params, u0)
+    return mode, derivatives(problem, mode.evaluation.aux[0], 3)
+
+
+def _laplace(problem, params, held):
+    """Laplace's approximation per group, and the mode as a function of params."""
+    mode, everything = held
     u = implicit_mode(problem, params, mode, mode.low)
-    everything = derivatives(problem, jax.lax.stop_gradient(phi_hat), 3)
-    f, J, K = taylor(phi_at(problem, params, u), phi_hat, everything)
+    f, J, K = taylor(phi_at(problem, params, u), mode.evaluation.aux[0], everything)
     joint = Joint(problem, natural(problem, params), u, f, J)
     hessian = joint.hessian(*joint.slopes_and_curvatures(), K)
     value = -joint.value() - 0.5 * logdet(cholesky(hessian))
-    return value, u, mode, (phi_hat, *everything)
+    return Inner(value, mode.u, mode.converged, *everything[:2]), u

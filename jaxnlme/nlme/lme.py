@@ -44,9 +44,10 @@ from jaxnlme.nlme.method import (
 )
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.numerics import outer
+from jaxnlme.numerics.arithmetic import inverse_spd
 from jaxnlme.numerics.blocks import small_matmul
 from jaxnlme.numerics.mode import Evaluation, find_mode
-from jaxnlme.numerics.small_linalg import cho_solve, inverse_spd, solve_lower
+from jaxnlme.numerics.small_linalg import cho_solve, solve_lower
 
 
 class _State(eqx.Module):
@@ -384,7 +385,8 @@ class LME(AbstractMethod):
         elif not shape0.shape[0]:
             products = cross_products(lin.Z, lin.X, lin.t, lin.weights)
         info = self._information(problem, lin, state.theta, shape0, products)
-        near_zero = curvature_floor(problem.covariance, state.theta, state.theta_scale)
+        lam = problem.covariance.factor(state.theta)
+        near_zero = curvature_floor(problem.covariance, lam, state.theta_scale)
         floor = jnp.concatenate([near_zero, jnp.zeros_like(shape0)])
         bfgs = outer.start(x0, inverse_spd(info, moving, floor=floor), moving)
         tolerance = jnp.clip(1e-5 * state.change**2, 1e-14, 1e-6)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnlme._results import RESULTS
 from jaxnlme._typing import Array, Bool, Float, Int, PyTree
@@ -17,8 +18,9 @@ from jaxnlme.nlme.conditional import natural
 from jaxnlme.nlme.evaluate import design_columns
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.numerics import outer
+from jaxnlme.numerics.arithmetic import TRACED, Arithmetic, inverse_spd
 from jaxnlme.numerics.blocks import small_matmul, transpose
-from jaxnlme.numerics.small_linalg import cho_solve, cholesky, inverse_spd
+from jaxnlme.numerics.small_linalg import cho_solve, cholesky
 
 
 class AbstractMethod(eqx.Module):
@@ -97,13 +99,26 @@ class Sums(eqx.Module):
     error_information: Float[Array, "k k"]
 
 
-class _State(eqx.Module):
+class Evaluated(NamedTuple):
+    """One evaluation of the objective, all that a step needs of the data."""
+
+    value: Float[Array, ""]
+    gradient: Float[Array, "d"]
+    log_prior: Float[Array, ""]  # in the value
+    u: Float[Array, "m q"]
+    converged: Bool[Array, "m"]
+    sums: Sums
+    factor: Float[Array, "q q"]
+    error_start: Float[Array, "k"]
+
+
+class _State(NamedTuple):
     bfgs: outer.BFGSState
     u: Float[Array, "m q"]
     converged: Bool[Array, "m"]
-    phase: Int[Array, ""]
-    value: Float[Array, ""]  # of the last evaluation, at the trial point of the step
-    gradient: Float[Array, "d"]
+    log_prior: Any
+    factor: Float[Array, "q q"]
+    phase: Any
     theta_scale: Float[Array, "t"]
 
 
@@ -112,75 +127,126 @@ class AbstractMarginalMethod(AbstractMethod):
 
     tolerance: eqx.AbstractVar[float]
 
+    def hold(self, problem: NLMEProblem, params: NLMEParams, u0: Float[Array, "m q"]) -> PyTree:
+        """Return what is found once at ``params`` and held while :meth:`groups` is differentiated: modes.
+
+        The default are the last evaluation's random effects, ``u0``.
+        """
+        del problem, params
+        return u0
+
     @abc.abstractmethod
-    def groups(self, problem: NLMEProblem, params: NLMEParams, u0: Float[Array, "m q"]) -> Inner:
+    def groups(self, problem: NLMEProblem, params: NLMEParams, held: PyTree) -> Inner:
         """Return each group's marginal log-likelihood, differentiable once in ``params``."""
 
+    def inner(self, problem: NLMEProblem, params: NLMEParams, u0: Float[Array, "m q"]) -> Inner:
+        """Both in turn; differentiable once in ``params``."""
+        held = self.hold(problem, jax.lax.stop_gradient(params), u0)
+        return self.groups(problem, params, jax.lax.stop_gradient(held))
+
     def init(self, problem, params):
-        x = params.flat()
-        known = jnp.isfinite(x)
-        bfgs = outer.start(
-            jnp.where(known, x, 0.0), jnp.eye(x.shape[0], dtype=x.dtype), _free(problem)
-        )
+        return self.begin(problem, params, TRACED)
+
+    def begin(self, problem: NLMEProblem, params: NLMEParams, arithmetic: Arithmetic) -> _State:
+        """Return the state before the first evaluation."""
+        xp, x = arithmetic.xp, params.flat()
+        known = xp.isfinite(x)
+        eye, free = xp.eye(x.shape[0], dtype=x.dtype), problem.free.flat()
         m, q = problem.num_groups, problem.num_random
         return _State(
-            bfgs=bfgs,
-            u=jnp.zeros((m, q), x.dtype),
-            converged=jnp.ones((m,), bool),
-            phase=jnp.where(jnp.all(known), 1, 0).astype(jnp.int32),
-            value=jnp.array(jnp.inf, x.dtype),
-            gradient=jnp.zeros_like(x),
-            theta_scale=jnp.ones_like(params.theta),
+            bfgs=outer.start(xp.where(known, x, 0.0), eye, free, arithmetic),
+            u=xp.zeros((m, q), x.dtype),
+            converged=xp.ones((m,), bool),
+            log_prior=xp.zeros((), x.dtype),
+            factor=xp.zeros((q, q), x.dtype),
+            phase=xp.where(xp.all(known), 1, 0).astype(np.int32),
+            theta_scale=xp.ones_like(params.theta),
         )
 
     def step(self, problem, params, state):
-        trial = params.unflat(state.bfgs.trial)
-        value, gradient, u, converged, sums = self.evaluate(problem, trial, state.u)
-        free = _free(problem)
-        missing = ~jnp.isfinite(params.flat())
-        filled = jnp.where(missing, start_values(problem, trial, sums), trial.flat())
-        fresh = outer.start(filled, state.bfgs.inverse_hessian, free)
+        new = self.evaluate(problem, params.unflat(state.bfgs.trial), state.u)
+        free = problem.free.flat()
+        return self.judge(problem.covariance, free, params, state, new, TRACED)
 
-        scale = factor_scale(problem.covariance, sums.zz, sums.occupied)
-        typical = jnp.sqrt(sums.rss / sums.rows)
-        floor = curvature_floor(problem.covariance, trial.theta, scale * typical)
-        h0 = inverse_information(sums, free, floor)
-        old = eqx.tree_at(
-            lambda b: b.inverse_hessian,
-            state.bfgs,
-            jnp.where(state.phase == 1, h0, state.bfgs.inverse_hessian),
-        )
-        moved = outer.advance(
-            old, value, gradient, free=free, max_change=_max_change(problem, trial)
-        )
+    def judge(
+        self,
+        covariance: Covariance,
+        free: Bool[Array, "d"],
+        params: NLMEParams,
+        state: _State,
+        new: Evaluated,
+        arithmetic: Arithmetic,
+    ) -> tuple[NLMEParams, _State]:
+        """Take in the evaluation at the trial point and choose the next one.
+
+        The first evaluation may only find start values, the next one the metric of the first step.
+        """
+        xp, pick, sums, bfgs = arithmetic.xp, arithmetic.pick, new.sums, state.bfgs
+        typical = xp.sqrt(sums.rss / sums.rows)
+        scale = factor_scale(covariance, sums.zz, sums.occupied, xp)
+
+        def fresh():
+            theta = 0.5 * typical * scale * diagonal_mask(covariance, scale.dtype)
+            beta, given = bfgs.trial[: len(params.beta)], params.flat()
+            found = xp.concatenate([beta, theta, new.error_start]).astype(beta.dtype)
+            filled = xp.where(xp.isfinite(given), bfgs.trial, found)
+            return outer.start(filled, bfgs.inverse_hessian, free, arithmetic)
+
+        def expected():
+            floor = curvature_floor(covariance, new.factor, scale * typical, xp)
+            return inverse_information(sums, free, floor, arithmetic)
+
+        def moved():
+            h = pick(state.phase == 1, expected, lambda: bfgs.inverse_hessian)
+            return outer.advance(
+                bfgs._replace(inverse_hessian=h),
+                new.value,
+                new.gradient,
+                free=free,
+                max_change=_max_change(params, bfgs.trial, xp),
+                arithmetic=arithmetic,
+            )
+
         starting = state.phase == 0
-        bfgs = jax.tree.map(lambda a, b: jnp.where(starting, a, b), fresh, moved)
-        accepted = starting | (moved.num_rejected == 0)
+        bfgs = pick(starting, fresh, moved)
+        accepted = bfgs.num_rejected == 0
         state = _State(
             bfgs=bfgs,
-            u=jnp.where(accepted & ~starting, u, state.u),
-            converged=jnp.where(accepted, converged, state.converged),
-            phase=jnp.minimum(state.phase + 1, 2),
-            value=value,
-            gradient=gradient,
+            u=pick(accepted & ~starting, lambda: new.u, lambda: state.u),
+            converged=pick(accepted, lambda: new.converged, lambda: state.converged),
+            log_prior=xp.where(accepted, new.log_prior, state.log_prior),
+            factor=xp.where(accepted, new.factor, state.factor),
+            phase=xp.minimum(state.phase + 1, 2),
             theta_scale=scale,
         )
         return params.unflat(bfgs.x), state
 
     def terminate(self, problem, params, state, max_steps):
-        done, result = outer.terminate(state.bfgs, tolerance=self.tolerance, max_steps=max_steps)
-        ran = state.phase >= 2
-        lost = (result == RESULTS.successful) & ~jnp.all(state.converged)
-        return done & ran, RESULTS.where(lost, RESULTS.inner_failed, result)
+        del problem, params
+        return self.ended(state, max_steps, TRACED)
+
+    def ended(self, state: _State, max_steps: Any, arithmetic: Arithmetic) -> tuple[Any, RESULTS]:
+        """Return whether to stop, and why."""
+        found = arithmetic.xp.all(state.converged)
+        done, result = outer.terminate(
+            state.bfgs,
+            tolerance=self.tolerance,
+            max_steps=max_steps,
+            success=arithmetic.choose(found, RESULTS.successful, RESULTS.inner_failed),
+            arithmetic=arithmetic,
+        )
+        return done & (state.phase >= 2), result
 
     def evaluate(
         self, problem: NLMEProblem, params: NLMEParams, u0: Float[Array, "m q"]
-    ) -> tuple[Array, Array, Array, Array, Sums]:
+    ) -> Evaluated:
         """Return the objective to minimise, its gradient, the modes, their flags and the sums."""
 
         def chunk(part, u):
+            held = self.hold(part, params, u)
+
             def objective(p):
-                inner = self.groups(part, p, u)
+                inner = self.groups(part, p, held)
                 return -jnp.sum(inner.log_likelihood), inner
 
             (value, inner), gradient = jax.value_and_grad(objective, has_aux=True)(params)
@@ -191,29 +257,29 @@ class AbstractMarginalMethod(AbstractMethod):
 
         (value, gradient, sums), (u, converged) = over_chunks(chunk, problem, u0)
         value = value - problem.log_jacobian()
+        log_prior = jnp.zeros_like(value)
         if problem.prior is not None:
             log_prior, slope = jax.value_and_grad(problem.prior.log_prob)(params, problem)
             value, gradient = value - log_prior, gradient - slope.flat()
-        return value, gradient, u, converged, sums
+        error = problem.error_model.start(sums.rss / sums.rows, sums.ff / sums.rows)
+        factor = problem.covariance.factor(params.theta)
+        return Evaluated(value, gradient, log_prior, u, converged, sums, factor, error)
 
     def log_likelihood(self, problem, params):
         u0 = jnp.zeros((problem.num_groups, problem.num_random), problem.y.dtype)
 
         def chunk(part, u):
-            inner = self.groups(part, params, u)
+            inner = self.inner(part, params, u)
             return (jnp.sum(inner.log_likelihood),), (inner.u,)
 
         (total,), _ = over_chunks(chunk, problem, u0)
         return total + problem.log_jacobian()
 
     def summarise(self, problem, params, state):
-        value = -state.bfgs.value
-        if problem.prior is not None:
-            value = value - problem.prior.log_prob(params, problem)
-        factor = problem.covariance.factor(params.theta)
+        del problem, params
         return Summary(
-            log_likelihood=value,
-            b=small_matmul(state.u, factor.T),
+            log_likelihood=-state.bfgs.value - state.log_prior,
+            b=state.u @ state.factor.T,
             num_steps=state.bfgs.num_steps,
             gradient=state.bfgs.gradient,
             decrement=state.bfgs.decrement,
@@ -259,20 +325,14 @@ def _per_group(p: NLMEProblem):
     return p.y, p.weights, p.x, p.v, p.A, p.B
 
 
-def _free(problem: NLMEProblem) -> Bool[Array, "d"]:
-    return problem.free.flat()
-
-
-def _max_change(problem, trial):
+def _max_change(like: NLMEParams, trial: Float[Array, "d"], xp: Any) -> Float[Array, "d"]:
     """Bound one step: logs of the error by 1, the covariance factor by its own size."""
-    size = jnp.max(jnp.abs(trial.theta), initial=0.0)
-    return jnp.concatenate(
-        [
-            jnp.full_like(trial.beta, jnp.inf),
-            jnp.full_like(trial.theta, 2.0) * jnp.maximum(size, 1e-8),
-            jnp.ones_like(trial.error),
-        ]
-    )
+    first = len(like.beta)
+    last = first + len(like.theta)
+    size = xp.maximum(xp.max(abs(trial[first:last]), initial=0.0), 1e-8)
+    index = np.arange(len(trial))
+    bound = np.where(index < first, np.inf, 1.0).astype(trial.dtype)
+    return xp.where((index >= first) & (index < last), 2.0 * size, bound)
 
 
 def chunk_sums(problem: NLMEProblem, params: NLMEParams, inner: Inner) -> Sums:
@@ -319,17 +379,8 @@ def _sd_and_slope(problem, f, unconstrained):
     return sd(unconstrained), jax.jacfwd(sd)(unconstrained)
 
 
-def start_values(problem: NLMEProblem, trial: NLMEParams, sums: Sums) -> Float[Array, "d"]:
-    """Return start values from one evaluation at the start of beta without random effects."""
-    error = problem.error_model.start(sums.rss / sums.rows, sums.ff / sums.rows)
-    typical = 0.5 * jnp.sqrt(sums.rss / sums.rows)
-    scale = factor_scale(problem.covariance, sums.zz, sums.occupied)
-    theta = typical * scale * diagonal_mask(problem.covariance, scale.dtype)
-    return jnp.concatenate([trial.beta, theta, error]).astype(trial.beta.dtype)
-
-
 def factor_scale(
-    covariance: Covariance, zz: Float[Array, "q"], count: Float[Array, "q"]
+    covariance: Covariance, zz: Float[Array, "q"], count: Float[Array, "q"], xp: Any = jnp
 ) -> Float[Array, "t"]:
     """Return the size that counts as large for each entry of the relative factor (by its row).
 
@@ -339,52 +390,54 @@ def factor_scale(
     at, parts = 0, []
     for block in covariance.blocks:
         k = block.size * block.repeats
-        total = jnp.sum(zz[at : at + k].reshape(block.repeats, block.size), 0)
-        groups = jnp.sum(count[at : at + k].reshape(block.repeats, block.size), 0)
-        relative = jnp.sqrt(jnp.maximum(groups, 1.0) / jnp.where(total > 0, total, 1.0)) / 0.375
-        parts += [relative[i] for i, _ in block.entries]
+        total = xp.sum(zz[at : at + k].reshape(block.repeats, block.size), 0)
+        groups = xp.sum(count[at : at + k].reshape(block.repeats, block.size), 0)
+        relative = xp.sqrt(xp.maximum(groups, 1.0) / xp.where(total > 0, total, 1.0)) / 0.375
+        parts.append(relative[np.array([i for i, _ in block.entries], int)])
         at += k
-    return jnp.stack(parts) if parts else jnp.zeros(0, zz.dtype)
+    return xp.concatenate(parts) if parts else xp.zeros(0, zz.dtype)
 
 
 def curvature_floor(
-    covariance: Covariance, theta: Float[Array, "t"], scale: Float[Array, "t"]
+    covariance: Covariance, factor: Float[Array, "q q"], scale: Float[Array, "t"], xp: Any = jnp
 ) -> Float[Array, "t"]:
     """Return a lower bound of the curvature in each entry of the factor, for entries that stand near zero.
 
     ``1 / (scale^2 + |row|^2)``: far below the information of a row that is not zero (twice the number of groups
     over its square), and of the right size for one that is.
     """
-    rows = []
-    for block, part in zip(covariance.blocks, covariance.split(theta), strict=True):
-        size = jnp.sum(block.factor(part) ** 2, -1)
-        rows += [size[i] for i, _ in block.entries]
-    return 1.0 / (scale**2 + jnp.stack(rows))
+    rows, at = [], 0
+    for block in covariance.blocks:
+        rows += [at + i for i, _ in block.entries]
+        at += block.size * block.repeats
+    return 1.0 / (scale**2 + xp.sum(factor**2, -1)[np.array(rows, int)])
 
 
-def diagonal_mask(covariance: Covariance, dtype) -> Float[Array, "t"]:
+def diagonal_mask(covariance: Covariance, dtype) -> np.ndarray:
     """Return 1 for the entries of theta on a factor's diagonal, 0 for the others."""
     positions = covariance.diagonal_positions()
-    return jnp.array([k in positions for k in range(covariance.num_theta)], dtype)
+    return np.array([k in positions for k in range(covariance.num_theta)], dtype)
 
 
 def inverse_information(
-    sums: Sums, free: Bool[Array, "d"], theta_floor: Float[Array, "t"]
+    sums: Sums,
+    free: Bool[Array, "d"],
+    theta_floor: Float[Array, "t"],
+    arithmetic: Arithmetic = TRACED,
 ) -> Float[Array, "d d"]:
     """Return the block-diagonal inverse of the expected information, damped, on free parameters.
 
     Entries of the factor that stand near zero have next to no expected information, although the objective
     is curved there: ``theta_floor`` bounds their curvature from below.
     """
-    blocks = [sums.beta_information, sums.theta_information, sums.error_information]
-    d = sum(b.shape[0] for b in blocks)
-    out = jnp.zeros((d, d), blocks[0].dtype)
-    at = 0
-    floors = (0.0, theta_floor, 0.0)
-    for block, floor in zip(blocks, floors, strict=True):
+    xp = arithmetic.xp
+    blocks = (sums.beta_information, sums.theta_information, sums.error_information)
+    d, at, rows = sum(b.shape[0] for b in blocks), 0, []
+    for block, floor in zip(blocks, (0.0, theta_floor, 0.0), strict=True):
         k = block.shape[0]
         if k:
-            inverse = inverse_spd(block, free[at : at + k], floor=floor)
-            out = out.at[at : at + k, at : at + k].set(inverse)
+            free_ = free[at : at + k]
+            inverse = inverse_spd(block, free_, floor=floor, arithmetic=arithmetic)
+            rows.append(xp.pad(inverse, ((0, 0), (at, d - at - k))))
         at += k
-    return out
+    return xp.concatenate(rows)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -67,22 +67,23 @@ class StructuralModel(eqx.Module):
     parameters: tuple[str, ...] = eqx.field(static=True)
     kind: str = eqx.field(static=True, default="row")
 
-    def row(self, phi: Float[Array, "p"], x: PyTree, v: PyTree) -> Float[Array, ""]:
-        """Predict one row from natural-scale parameters."""
+    def row(self, phi: Sequence[Float[Array, ""]], x: PyTree, v: PyTree) -> Float[Array, ""]:
+        """Predict one row from the p natural-scale parameters."""
         if self.kind == "row":
             return jnp.asarray(self.function(self._named(phi), x))
         rows = {k: a[None] for k, a in x.items()} if isinstance(x, dict) else x[None]
         return self.group(phi, rows, v)[0]
 
-    def group(self, phi: Float[Array, "p"], x: PyTree, v: PyTree) -> Float[Array, "n"]:
-        """Predict all rows of one group from natural-scale parameters."""
+    def group(self, phi: Sequence[Float[Array, ""]], x: PyTree, v: PyTree) -> Float[Array, "n"]:
+        """Predict all rows of one group from the p natural-scale parameters."""
         if self.kind == "matlab":
-            out = self.function(phi, x) if v is None else self.function(phi, x, v)
+            vector = jnp.stack(list(phi))
+            out = self.function(vector, x) if v is None else self.function(vector, x, v)
             return jnp.reshape(jnp.asarray(out), (x.shape[0],))
         return jnp.asarray(self.function(self._named(phi), x))
 
     def _named(self, phi):
-        return {name: phi[k] for k, name in enumerate(self.parameters)}
+        return dict(zip(self.parameters, phi, strict=True))
 
 
 class NLMEProblem(eqx.Module):

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxnlme._typing import Array, Bool, Float
+from jaxnlme._typing import Array, Float
 
 UNROLL = 4
 
@@ -161,27 +161,3 @@ def sweep_inverse(a: Float[Array, "q q"]) -> tuple[Float[Array, "q q"], Float[Ar
     else:
         swept, least = functools.reduce(lambda carry, k: sweep(k, carry), range(a.shape[0]), start)
     return -swept, least
-
-
-def inverse_spd(
-    a: Float[Array, "d d"],
-    free: Bool[Array, "d"],
-    *,
-    floor: Float[Array, "d"] | float = 0.0,
-    damping: float = 1e-7,
-) -> Float[Array, "d d"]:
-    """Return a damped inverse of an information matrix on the free coordinates.
-
-    Diagonal entries below ``floor`` are raised to it. The matrix is then scaled to unit diagonal and
-    ``damping`` is added there; coordinates that are held or have no information get the identity, so the
-    result is always positive definite.
-    """
-    eye = jnp.eye(a.shape[0], dtype=a.dtype)
-    a = a + jnp.diag(jnp.maximum(floor - jnp.diagonal(a), 0.0))
-    good = free & (jnp.diagonal(a) > 0)
-    scale = jnp.sqrt(jnp.where(good, jnp.diagonal(a), 1.0))
-    scaled = jnp.where(good[:, None] & good[None], a / scale[:, None] / scale[None], 0.0)
-    scaled = scaled + jnp.diag(jnp.where(good, jnp.asarray(damping, a.dtype), 1.0))
-    inverse = cho_solve(cholesky(scaled), eye)
-    inverse = jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, eye)
-    return inverse / scale[:, None] / scale[None]

@@ -84,7 +84,7 @@ class NLMEDensity(AbstractFittedDensity):
     def rows(self, theta):
         params, _ = self.params(theta)
         u0 = jnp.zeros((self.problem.num_groups, self.problem.num_random), theta.dtype)
-        value = self.method.groups(self.problem, params, u0).log_likelihood
+        value = self.method.inner(self.problem, params, u0).log_likelihood
         if self.problem.error_model.log_scale:
             value = value - jnp.sum(self.problem.response(), axis=1)
         return jnp.where(jnp.sum(self.problem.weights, axis=1) > 0, value, jnp.zeros_like(value))

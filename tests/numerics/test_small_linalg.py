@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlme.numerics.arithmetic import HOST, TRACED, inverse_spd
 from jaxnlme.numerics.blocks import sandwich, small_matmul, transpose
 from jaxnlme.numerics.small_linalg import (
     UNROLL,
     cho_solve,
     cho_solve_vector,
     cholesky,
-    inverse_spd,
     logdet,
     solve_lower,
 )
@@ -101,21 +101,25 @@ def test_blocks(q):
     np.testing.assert_array_equal(transpose(jnp.asarray(a)), np.swapaxes(a, -1, -2))
 
 
-def test_inverse_of_an_information_matrix():
+@pytest.mark.parametrize("arithmetic", [TRACED, HOST], ids=["traced", "host"])
+def test_inverse_of_an_information_matrix(arithmetic):
+    def inverse(a, free, **options):
+        a, free = arithmetic.xp.asarray(a), arithmetic.xp.asarray(free)
+        return np.asarray(inverse_spd(a, free, arithmetic=arithmetic, **options))
+
     a = spd(4, ())
-    free = jnp.array([True, True, False, True])
+    free = np.array([True, True, False, True])
     a[3, :] = a[:, 3] = 0.0  # no information about the last one
-    got = np.asarray(inverse_spd(jnp.asarray(a), free, damping=0.0))
+    got = inverse(a, free, damping=0.0)
     np.testing.assert_allclose(got[:2, :2], np.linalg.inv(a[:2, :2]), rtol=1e-12)
     np.testing.assert_array_equal(got[2:, 2:], np.eye(2))
     np.testing.assert_array_equal(got[:2, 2:], 0)
-    damped = np.asarray(inverse_spd(jnp.asarray(a), free))
-    assert np.all(np.linalg.eigvalsh(damped) > 0)
-    broken = np.asarray(inverse_spd(jnp.full((2, 2), jnp.nan), jnp.array([True, True])))
-    assert np.all(np.isfinite(broken))
-
-
-def test_indefinite_information_falls_back_to_a_diagonal():
-    a = jnp.array([[1.0, 3.0], [3.0, 1.0]])
-    got = np.asarray(inverse_spd(a, jnp.array([True, True])))
+    assert np.all(np.linalg.eigvalsh(inverse(a, free)) > 0)
+    with np.errstate(invalid="ignore"):
+        assert np.all(np.isfinite(inverse(np.full((2, 2), np.nan), np.ones(2, bool))))
+    # indefinite: a diagonal instead
+    got = inverse(np.array([[1.0, 3.0], [3.0, 1.0]]), np.ones(2, bool))
     np.testing.assert_array_equal(got, np.eye(2))
+    # a floor under the diagonal
+    got = inverse(np.diag([1.0, 1e-9]), np.ones(2, bool), floor=np.array([0.0, 0.5]), damping=0.0)
+    np.testing.assert_allclose(got, np.diag([1.0, 2.0]), rtol=1e-12)
