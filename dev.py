@@ -29,6 +29,9 @@ LOCK = ROOT / "requirements.lock"
 STAMPS = VENV / ".jaxnlme-stamps"
 UV_VERSION = "0.13.8"
 LOCKED_EXTRAS = "plot polars arrow calibration numpyro forecast sklearn".split()
+EVERYWHERE = (
+    "jax jaxlib equinox lineax optimistix jaxtyping numpy".split()
+)  # what every process imports
 WINDOWS = os.name == "nt"
 SCRIPTS = VENV / ("Scripts" if WINDOWS else "bin")
 PYTHON = SCRIPTS / ("python.exe" if WINDOWS else "python")
@@ -171,11 +174,20 @@ def setup(*groups: str) -> None:
         say("installing the locked environment into .venv")
         call([*install, "--require-hashes", "-r", LOCK], env)
         call([*install, "--no-deps", "-e", ROOT], env)
+        compile_bytecode()
         mark("base")
     for group in todo:
         say(f"installing the group {group}")
         call([*install, "-c", constraints(), *group_requirements(group)], env)
         mark(group)
+
+
+def compile_bytecode() -> None:
+    """Compile what every process imports: uv leaves that to the first import, which may not write it down."""
+    command = [PYTHON, "-m", "compileall", "-q", "-j", "0"]
+    found = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([str(PYTHON), "-c", found], text=True).strip())
+    call([*command, *(site / name for name in EVERYWHERE if (site / name).exists())], check=False)
 
 
 def constraints() -> Path:
