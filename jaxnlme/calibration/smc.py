@@ -26,7 +26,12 @@ from jaxnlme.numerics.mcmc import map_points
 __all__ = ["run_smc"]
 
 MAX_STAGES = 200
-SWEEPS = 12  # of Metropolis steps per stage
+# Metropolis sweeps of a stage go on until the particles have forgotten where they were resampled: with a
+# fixed number of them the variances of a 20-D normal came out 2 to 14 % too small.
+SWEEPS = 8  # between two looks at the correlation with the resampled places
+MAX_SWEEPS = 800
+FORGOTTEN = 0.1
+PLATEAU = 0.98  # a look at which it has not fallen below this share: modes that are not left
 
 
 class _Base(eqx.Module):
@@ -130,10 +135,29 @@ def _stage(base: _Base, carry: Any) -> Any:
             total,
         )
 
+    def look(inner: Any) -> Any:
+        state, k, before, _ = inner
+        state = jax.lax.fori_loop(k, k + SWEEPS, sweep, state)
+        now = _correlation(frozen, state[0])
+        return state, k + SWEEPS, now, now > PLATEAU * before
+
+    def more(inner: Any) -> Array:
+        _, k, now, stuck = inner
+        return (now > FORGOTTEN) & ~stuck & (k < MAX_SWEEPS)
+
     frozen = u
-    zero = jnp.zeros((), dtype)
-    u, first, second, total = jax.lax.fori_loop(0, SWEEPS, sweep, (u, first, second, zero))
-    return u, first, second, new, evidence, key, stage + 1, total / SWEEPS
+    zero, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+    start = ((u, first, second, zero), 0, infinite, jnp.zeros((), bool))
+    (u, first, second, total), count, _, _ = jax.lax.while_loop(more, look, start)
+    return u, first, second, new, evidence, key, stage + 1, total / count
+
+
+def _correlation(before: Array, now: Array) -> Array:
+    """Largest correlation, over coordinates, of two sets (n, p) of places."""
+    before = before - jnp.mean(before, 0, keepdims=True)
+    now = now - jnp.mean(now, 0, keepdims=True)
+    size = jnp.sqrt(jnp.sum(before**2, 0) * jnp.sum(now**2, 0))
+    return jnp.max(jnp.sum(before * now, 0) / jnp.where(size > 0, size, 1))
 
 
 @functools.partial(outer_jit, static_argnums=(0, 1))
