@@ -125,6 +125,19 @@ def test_a_lane_of_nan_leaves_the_others_bit_identical(base, method):
     )
 
 
+def test_steps_on_the_host_are_those_of_the_program(base):
+    """numpy and XLA round differently: 1e-9 on the way, the tolerance of the fit at its end."""
+    path = []
+    host = drive(base, nlme.FOCE(), callback=lambda info: path.append(info["log_likelihood"]))
+    program = nlme.fit(base, nlme.FOCE())
+    assert int(host.stats["num_steps"]) == int(program.stats["num_steps"])
+    for name in ("log_likelihood", "b", "theta_scale"):
+        np.testing.assert_allclose(host.stats[name], program.stats[name], rtol=1e-6, atol=1e-7)
+    for k in (2, 5, 9):  # the first evaluation finds start values and is not counted
+        early = nlme.fit(base, nlme.FOCE(), max_steps=k).stats["log_likelihood"]
+        np.testing.assert_allclose(path[k], early, rtol=1e-9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_new_data_of_the_same_bucket_trace_nothing(method):
     calls = []
