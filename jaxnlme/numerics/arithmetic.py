@@ -52,7 +52,8 @@ def inverse_spd(
     scale = xp.sqrt(xp.where(good, raised, 1.0)).astype(a.dtype)
     scaled = xp.where(good[:, None] & good[None], a / scale[:, None] / scale[None], 0.0)
     eye = xp.eye(a.shape[0], dtype=a.dtype)
-    unit = (1.0 + damping * good).astype(a.dtype)  # raised and held ones are 1 after scaling
+    # raised and held ones are 1 after scaling
+    unit = xp.where(good, xp.asarray(1.0 + damping, a.dtype), xp.asarray(1.0, a.dtype))
     scaled = xp.where(eye > 0, unit[None], scaled)
     inverse, least = arithmetic.inverse(scaled)
     inverse = xp.where((least > 0) & xp.all(xp.isfinite(inverse)), inverse, eye)
