@@ -209,8 +209,7 @@ def gaussian(report: Report, quick: bool, r: bool) -> None:
     speed = {name: 64 * short / result.cpu for name, result in best.items()}
     section = Section(
         f"The same in runs of {short:,} steps", ["program", "updates per CPU s"],
-        note="20 MB of draws, in memory that the process has used before. In longer runs the system clears new "
-        "pages for the draws, a fifth of our time; numpyro has some 50 ms of its own per run, which count here.",
+        note="20 MB of draws. numpyro has some 50 ms of its own per run, which count here.",
     )  # fmt: skip
     section.rows = [[name, value] for name, value in speed.items()]
     report.sections.append(section)

@@ -24,6 +24,7 @@ EXPECTED = {
     "calibration_climate": "converged: True",
     "calibration_hare_lynx": "converged: True",
     "calibration_eight_schools": "log evidence -31.3",
+    "calibration_expensive": "the emulator's posterior is the model's",
 }
 SLOW = {
     "many_fits",

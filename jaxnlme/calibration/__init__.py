@@ -4,7 +4,9 @@ from jaxnlme.calibration.chain import Chain
 from jaxnlme.calibration.driver import StopAtMCSE, StopAtTau
 from jaxnlme.calibration.ensemble import EnsembleSampler, SamplerState
 from jaxnlme.calibration.fitted import FittedPosterior
+from jaxnlme.calibration.history import HistoryMatch, history_match
 from jaxnlme.calibration.identify import FisherSpectrum, fisher_spectrum, sensitivity
+from jaxnlme.calibration.inversion import kalman_inversion
 from jaxnlme.calibration.likelihoods import (
     AbstractLikelihood,
     FunctionLikelihood,
@@ -29,6 +31,7 @@ from jaxnlme.calibration.predictive import Loo, loo, posterior_predictive
 from jaxnlme.calibration.problem import Posterior, make_posterior
 from jaxnlme.calibration.sampling import sample, sample_many
 from jaxnlme.calibration.storage import ChainStorage
+from jaxnlme.calibration.streaming import StreamedMoments
 from jaxnlme.calibration.target import AR1, Observation, Target
 from jaxnlme.priors import (
     AbstractPrior,
@@ -70,6 +73,7 @@ __all__ = [
     "GaussianLikelihood",
     "HalfCauchy",
     "HalfNormal",
+    "HistoryMatch",
     "InverseGamma",
     "LKJMargin",
     "LogNormal",
@@ -90,6 +94,7 @@ __all__ = [
     "Snooker",
     "StopAtMCSE",
     "StopAtTau",
+    "StreamedMoments",
     "Stretch",
     "StudentT",
     "StudentTLikelihood",
@@ -98,6 +103,8 @@ __all__ = [
     "Uniform",
     "Walk",
     "fisher_spectrum",
+    "history_match",
+    "kalman_inversion",
     "loo",
     "make_posterior",
     "posterior_predictive",

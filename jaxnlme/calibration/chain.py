@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlme._errors import DataError, ModelSpecError, SamplingWarning, nearest, some, warn
+from jaxnlme._errors import (
+    DataError,
+    ModelSpecError,
+    SamplingWarning,
+    SerializationError,
+    nearest,
+    some,
+    warn,
+)
 from jaxnlme.calibration.storage import ChainStorage
 from jaxnlme.design.frames import make_frame
 from jaxnlme.numerics import chain_statistics as statistics
@@ -364,9 +372,14 @@ class Chain:
         Raises
         ------
         SerializationError
-            There is no chain, or its files are damaged.
+            There is no chain, its files are damaged, or it holds moments and no draws.
         """
-        return Chain(**ChainStorage(path).read())
+        store = ChainStorage(path)
+        if store.header().get("store") == "moments":
+            raise SerializationError(
+                f"{path} holds the moments of a run, not its draws: StreamedMoments.load(path)."
+            )
+        return Chain(**store.read())
 
     def append(self, path: str | os.PathLike[str]) -> None:
         """Add this chain's draws to those of a folder; the old ones are not written again."""

@@ -205,7 +205,7 @@ def drive(job: Drive) -> tuple[EnsembleState, str]:
 
 
 def _ruled_off(job: Drive, now: int, memory: dict[str, Any]) -> bool:
-    if job.stop is None or now % job.stop.check_every:
+    if job.stop is None or now % job.stop.check_every or not len(job.rows):
         return False
     return job.stop(job.rows.since()["samples"], job.thin, memory)
 

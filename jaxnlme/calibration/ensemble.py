@@ -30,6 +30,13 @@ from jaxnlme.calibration.starts import (
     to_natural,
 )
 from jaxnlme.calibration.storage import ChainStorage, blob_shapes, shape_blobs
+from jaxnlme.calibration.streaming import (
+    Stream,
+    StreamedMoments,
+    read_store,
+    stream_of,
+    streamed_stop,
+)
 from jaxnlme.priors.base import as_key
 
 __all__ = ["EnsembleSampler", "SamplerState"]
@@ -246,7 +253,9 @@ class EnsembleSampler:
         stop: Any = None,
         callback_every: Any = 100,
         overwrite: bool = False,
-    ) -> Chain:
+        store: str = "draws",
+        discard: Any = 0,
+    ) -> Any:
         """Run the sampler.
 
         Parameters
@@ -271,10 +280,15 @@ class EnsembleSampler:
             ``"tau"`` or ``"mcse"``, or :class:`StopAtTau`, :class:`StopAtMCSE`: end early.
         overwrite
             Replace a chain that is at `checkpoint_path`.
+        store
+            ``"moments"`` keeps no draws but their mean, covariance and quantiles, for very many walkers:
+            the result is a :class:`StreamedMoments`, memory does not grow with the steps.
+        discard
+            With ``store="moments"``: raw steps, counted from the first one ever, that are left out.
 
         Returns
         -------
-        Chain
+        Chain or StreamedMoments
             Also after Ctrl-C, with what there is and a warning.
 
         Raises
@@ -287,6 +301,8 @@ class EnsembleSampler:
             "callback": callback,
             "stop": stop,
             "callback_every": callback_every,
+            "store": store,
+            "discard": discard,
         }
         return self._core.run(
             state, n_steps, thin, checkpoint_every, checkpoint_path, overwrite, options
@@ -304,10 +320,11 @@ class EnsembleSampler:
         stop: Any = None,
         callback_every: Any = 100,
         key: Any = None,
-    ) -> Chain:
+    ) -> Any:
         """Go on with a stored chain for `n_steps` more, bit for bit as if it had never stopped.
 
-        Returns the old and the new draws. `key` is only compared with that of the chain.
+        Returns the old and the new draws (or their moments, if those were stored). `key` is only
+        compared with that of the chain.
 
         Raises
         ------
@@ -401,29 +418,32 @@ class Core:
     def run(
         self, state: Any, n_steps: Any, thin: Any, every: Any, path: Any, overwrite: bool,
         options: dict[str, Any],
-    ) -> Chain:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Run from a state; see EnsembleSampler.run."""
         n_steps, thin = _whole("n_steps", n_steps, 1), _whole("thin", thin, 1)
+        discard = options.pop("discard", 0)
+        moments = read_store(options.pop("store", "draws"), discard)
         if every is not None and path is None:
             raise ModelSpecError("checkpoint_every= needs checkpoint_path=.")
         inner = self._inner(state)
-        job = self._job(inner, n_steps, thin, options)
-        store = None
+        header = self._header(thin, int(discard) if moments else None)
+        rows = Rows(n_steps // thin + 1)
+        if moments:
+            rows = stream_of(header, int(inner.iteration))
+        job = self._job(inner, n_steps, thin, options, rows)
         if path is not None:
             store = ChainStorage(path)
-            store.create(self._header(thin, inner.key), overwrite=overwrite)
-            store.write(self._no_rows(), self._stored(inner, 0))
+            store.create(header, overwrite=overwrite)
+            store.write(self._no_rows(), self._stored(inner, 0, rows))
             self._save_to(job, store, every, 0)
-        return self._finish(job, store)
+        return self._finish(job)
 
-    def resume(
-        self, path: Any, n_steps: Any, every: Any, options: dict[str, Any], key: Any
-    ) -> Chain:
+    def resume(self, path: Any, n_steps: Any, every: Any, options: dict[str, Any], key: Any) -> Any:
         """Go on from a folder; see EnsembleSampler.resume."""
         n_steps = _whole("n_steps", n_steps, 1)
         store = ChainStorage(path)
         header, arrays = store.header(), store.state()
-        store.check_configuration(self._configuration(header["thinning"]))
+        store.check_configuration(self._configuration(header["thinning"], header.get("discard")))
         if "sampler_key" not in arrays:
             raise SerializationError(
                 f"{path}: chains were appended to it, so that its end is no state of the sampler."
@@ -435,18 +455,22 @@ class Core:
             raise SerializationError(
                 f"{path} belongs to another run: key differs from what it was started with."
             )
-        records = int(arrays["records"])
-        old = store.rows()
-        store.truncate(records)
-        job = self._job(inner, n_steps, int(header["thinning"]), options, records)
-        job.rows.add(
-            samples=np.asarray(old["samples"]),
-            log_probs=np.asarray(old["log_probs"]),
-            blobs=np.asarray(old["flat_blobs"]),
-            accepted=np.asarray(old["accepted"]),
-        )
+        thin, records = int(header["thinning"]), int(arrays["records"])
+        if header.get("store") == "moments":
+            rows = stream_of(header, 0)
+            rows.restore(arrays)
+        else:
+            old, rows = store.rows(), Rows(records + n_steps // thin + 1)
+            store.truncate(records)
+            rows.add(
+                samples=np.asarray(old["samples"]),
+                log_probs=np.asarray(old["log_probs"]),
+                blobs=np.asarray(old["flat_blobs"]),
+                accepted=np.asarray(old["accepted"]),
+            )
+        job = self._job(inner, n_steps, thin, options, rows)
         self._save_to(job, store, every, records)
-        return self._finish(job, store)
+        return self._finish(job)
 
     def _job(
         self,
@@ -454,7 +478,7 @@ class Core:
         n_steps: int,
         thin: int,
         options: dict[str, Any],
-        stored: int = 0,
+        rows: Rows,
     ) -> Drive:
         every = _whole("callback_every", options.pop("callback_every", 100), 1)
         for name in ("callback", "progress"):
@@ -462,25 +486,30 @@ class Core:
             if value is not None and not callable(value) and not isinstance(value, bool):
                 raise ModelSpecError(f"{name}={value!r} cannot be called.")
         stop = read_stop(options.pop("stop", None))
+        if isinstance(rows, Stream):
+            stop = streamed_stop(stop)
+            if self.blob_shapes is not None:
+                raise ModelSpecError("store='moments' keeps no blobs; leave blobs= out.")
         return Drive(
-            self.density, self.moves, inner, n_steps, thin, self.adapt_steps,
-            Rows(stored + n_steps // thin + 1), callback_every=every, stop=stop, **options,
+            self.density, self.moves, inner, n_steps, thin, self.adapt_steps, rows,
+            callback_every=every, stop=stop, **options,
         )  # fmt: skip
 
     def _save_to(self, job: Drive, store: ChainStorage, every: Any, records: int) -> None:
         count = records
 
-        def save(inner: EnsembleState, rows: dict[str, np.ndarray]) -> None:
+        def save(inner: EnsembleState, rows: dict[str, Any]) -> None:
             nonlocal count
+            if isinstance(job.rows, Stream):
+                rows = self._no_rows()
             count += len(rows["samples"])
-            store.write(rows, self._stored(inner, count))
+            store.write(rows, self._stored(inner, count, job.rows))
 
         job.save = save
         job.save_every = 1000 if every is None else _whole("checkpoint_every", every, 1)
 
-    def _finish(self, job: Drive, store: ChainStorage | None) -> Chain:
+    def _finish(self, job: Drive) -> Any:
         inner, why = drive(job)
-        rows = job.rows.since()
         done = max(int(inner.iteration), 1)
         info = {
             "method": "ensemble",
@@ -488,7 +517,16 @@ class Core:
             "evaluations": float(inner.evaluations),
             "move_weights": np.asarray(inner.weights).tolist(),
         }
-        del store
+        if isinstance(job.rows, Stream):
+            if job.save is not None and why != "finished":
+                job.save(
+                    inner, {}
+                )  # the driver saves what ends between checkpoints only with draws
+            return StreamedMoments(
+                job.rows.finished(), self.names, thinning=job.thin, info=info,
+                acceptance_fraction=float(np.mean(np.asarray(inner.accepted) / done)), state=self._outer(inner),
+            )  # fmt: skip
+        rows = job.rows.since()
         return Chain(
             rows["samples"],
             rows["log_probs"],
@@ -505,7 +543,7 @@ class Core:
 
     # ---- files ----------------------------------------------------------------------------------
 
-    def _configuration(self, thin: int) -> dict[str, str]:
+    def _configuration(self, thin: int, discard: int | None) -> dict[str, str]:
         texts = {
             **fingerprint(self.density),
             "moves": repr(self.moves) + repr(self.weights.tolist()) + str(self.adapt_steps),
@@ -514,21 +552,25 @@ class Core:
             "thin": str(thin),
             "blobs": repr(self.blob_shapes),
         }
+        if discard is not None:
+            texts["store"] = f"moments {discard}"
         return {k: hashlib.sha256(v.encode()).hexdigest()[:16] for k, v in texts.items()}
 
-    def _header(self, thin: int, key: Any) -> dict[str, Any]:
-        del key
+    def _header(self, thin: int, discard: int | None) -> dict[str, Any]:
         e, w = self.n_ensembles, self.n_walkers
         size = 0 if self.blob_shapes is None else _size(self.blob_shapes)
+        own: dict[str, Any] = {"ensemble": np.repeat(np.arange(e), w).tolist()}
+        if discard is not None:
+            own = {"store": "moments", "n_ensembles": e, "discard": discard}
         return {
             "param_names": list(self.names),
             "n_walkers": e * w,
-            "ensemble": np.repeat(np.arange(e), w).tolist(),
             "thinning": thin,
             "blob_size": size,
             "blob_shapes": self.blob_shapes,
-            "configuration": self._configuration(thin),
+            "configuration": self._configuration(thin, discard),
             "info": {"method": "ensemble"},
+            **own,
         }
 
     def _no_rows(self) -> dict[str, np.ndarray]:
@@ -542,13 +584,17 @@ class Core:
             "blobs": np.zeros((0, total, size)),
         }
 
-    def _stored(self, inner: EnsembleState, records: int) -> dict[str, Any]:
+    def _stored(self, inner: EnsembleState, records: int, rows: Rows) -> dict[str, Any]:
         done = max(int(inner.iteration), 1)
         fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
         fields["key"] = jax.random.key_data(inner.key)
+        fractions = np.asarray(inner.accepted).reshape(-1) / done
+        own = {"acceptance_fractions": fractions}
+        if isinstance(rows, Stream):
+            own = {"acceptance_fraction": np.mean(fractions), **rows.arrays()}
         return {
             "records": np.int64(records),
-            "acceptance_fractions": np.asarray(inner.accepted).reshape(-1) / done,
+            **own,
             "sampler_impl": np.array(str(jax.random.key_impl(inner.key))),
             **{f"sampler_{name}": np.asarray(value) for name, value in fields.items()},
         }

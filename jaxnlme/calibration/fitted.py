@@ -26,6 +26,7 @@ __all__ = [
     "AbstractFittedDensity",
     "FittedPosterior",
     "Sampled",
+    "emulated_posterior",
     "fitted_posterior",
     "read_priors",
     "read_problem",
@@ -50,9 +51,12 @@ class AbstractFittedDensity(eqx.Module):
 
     @abc.abstractmethod
     def replicate(
-        self, theta: np.ndarray, rng: np.random.Generator, noise: bool
+        self, theta: np.ndarray, rng: np.random.Generator, noise: bool, re: str | None
     ) -> dict[str, np.ndarray]:
-        """Return observed values, means and simulated responses at draws (s, p) (host)."""
+        """Return observed values, means and simulated responses at draws (s, p) (host).
+
+        ``re`` says which random effects a mixed model has; others refuse it.
+        """
 
 
 class FittedData(VariableData):
@@ -328,6 +332,46 @@ def fitted_posterior(
         centre=centre,
         root=_root(slopes[:, None] * np.asarray(covariance, float) * slopes),
     )
+
+
+def emulated_posterior(
+    density: AbstractFittedDensity, prior: PriorDensity, near: np.ndarray, response: str
+) -> FittedPosterior:
+    """Put priors and the likelihood of an emulator together.
+
+    Parameters
+    ----------
+    density
+        Likelihood in the parameters of the prior.
+    prior
+        Priors and transforms.
+    near
+        (m, p) natural points; starts are drawn from their normal distribution on the line.
+    response
+        Name of what is emulated.
+    """
+    names, empty = prior.names, np.zeros(1)
+    line = np.asarray(_to_line_many(prior, near))
+    data = FittedData(
+        times=empty, values=empty, sigma=None, relative=None, whiten=None, log_norm=0.0,
+        reference_weights=None, scale=None, rho=None, index=_All(len(names)), name=response,
+        density=density,
+    )  # fmt: skip
+    return FittedPosterior(
+        prior=prior,
+        model=Coefficients(response, names, ("emulator",)),
+        data=(data,),
+        likelihoods=(FittedLikelihood(),),
+        batch=128,
+        estimate=near.mean(axis=0),
+        centre=line.mean(axis=0),
+        root=_root(np.cov(line.T).reshape(len(names), len(names))),
+    )
+
+
+@outer_jit
+def _to_line_many(prior: PriorDensity, theta: Array) -> Array:
+    return jax.vmap(prior.to_line)(theta)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

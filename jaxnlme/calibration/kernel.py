@@ -1,10 +1,10 @@
 """One step of the ensemble sampler, in traced code: random halves, each moved against the other.
 
-Walkers keep their place in the arrays. Walkers k and k + w/2 are a pair, of which a coin decides in
-every step who is in the first half: halves are drawn afresh without a sort or a gather. The second
-half sees the new places of the first, without which the chain would not keep its distribution.
-Random numbers are functions of key and iteration, so that a chain does not depend on how it is cut
-into calls.
+Walkers 2 k and 2 k + 1 are a pair, of which a coin decides in every step who is in the first half:
+halves are drawn afresh without a sort or a gather. The second half sees the new places of the first,
+without which the chain would not keep its distribution. Random numbers are functions of key and
+iteration, so that a chain does not depend on how it is cut into calls; they, and all that is computed
+from them alone, are made for a block of iterations at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from jaxnlme._cache import outer_jit
 from jaxnlme._typing import Array, Float
@@ -36,10 +37,12 @@ __all__ = ["EnsembleState", "run_chunk"]
 MAX_SHRINKS = 200  # of a slice; the interval is then below 1e-20 of its first width
 MAX_WORDS = 2**16  # random words drawn at once: they shall stay in the cache
 MAX_BLOCK = 64  # iterations
+MAX_TWICE = 150  # operations of a density that is compiled for each half
 STREAM = 0x5EED  # keeps the walkers' numbers apart from keys that are folded from the same one
 
 
 Half = tuple[Array, Array, Array]  # places (e, h, p), log densities (e, h), blobs (e, h, b)
+Walkers = tuple[Array, ...]  # those of a half, and its accepted steps (e, h)
 
 
 class EnsembleState(eqx.Module):
@@ -80,19 +83,42 @@ def start_state(
     )
 
 
-class _Drawn(eqx.Module):
-    """Random words of a half step of e ensembles, and a key of each."""
+class _Numbers(eqx.Module):
+    """Random numbers of a half of e ensembles; with leading axes (b, 2) those of b iterations."""
 
-    accept: Array  # (e, h)
-    moves: tuple[Array, ...]  # (e, words, h) of each move
-    keys: Any  # (e,)
+    hurdle: Array  # (e, h), exponential: minus the log of a uniform number
+    moves: tuple[Any, ...]  # what each move has prepared, (e, ...)
+    keys: Array  # (e, 2), words
+
+    def wrapped(self) -> Any:
+        """Return a key per ensemble."""
+        return jax.random.wrap_key_data(jnp.asarray(self.keys), impl="threefry2x32")
+
+
+class _Drawn(eqx.Module):
+    """Random numbers of b iterations.
+
+    ``sides``: whether the even and the odd walker of a pair are in the second half of the iteration
+    after this one; ``swap``: whether that differs from this iteration. ``mix`` chooses the kind of move.
+    """
+
+    halves: _Numbers
+    sides: Array  # (b, e, h, 2)
+    swap: Array  # (b, e, h)
+    mix: Array  # (b,)
+
+
+@functools.partial(jax.jit, inline=True)
+def _evaluate(density: AbstractEnsembleDensity, z: Array) -> tuple[Array, Array]:
+    """Evaluate a density; traced once for all its uses in a program."""
+    return density.ensembles(z)
 
 
 def _metropolis(
     density: AbstractEnsembleDensity,
     moves: tuple[Move, ...],
     chosen: Any,
-    drawn: _Drawn,
+    drawn: _Numbers,
     now: Half,
     others: Array,
 ) -> tuple[Half, Array, Array]:
@@ -100,30 +126,30 @@ def _metropolis(
     z, value, _ = now
 
     def proposer(place: int, move: AbstractMove) -> Any:
-        return lambda: jax.vmap(move.propose)(drawn.moves[place], drawn.keys, z, others)
+        return lambda: jax.vmap(move.propose)(drawn.moves[place], drawn.wrapped(), z, others)
 
     branches = [proposer(k, m) for k, m in enumerate(moves) if isinstance(m, AbstractMove)]
     new, factor = branches[0]() if len(branches) == 1 else jax.lax.switch(chosen, branches)
-    new_value, new_blobs = density.ensembles(new)
-    log_u = jnp.log(unit(drawn.accept, z.dtype))
-    # A difference with NaN (both -inf) compares False: rejected.
-    accept = log_u < factor + new_value - value
+    new_value, new_blobs = _evaluate(density, new)
+    # A difference with NaN (both -inf) compares False: rejected. A quotient is computed once; a difference
+    # of cheap terms would be computed again in each place that asks who moves.
+    accept = (factor + new_value - value) / drawn.hurdle > -1
     return (new, new_value, new_blobs), accept, jnp.asarray(value.size, z.dtype)
 
 
 def _slice(
     density: AbstractEnsembleDensity,
     move: EnsembleSlice,
-    drawn: _Drawn,
+    drawn: _Numbers,
     bits: Array,
     now: Half,
     others: Array,
 ) -> tuple[Half, Array, Array]:
     """Move one half of every ensemble by slice sampling: step out, then shrink."""
     z, value, blobs = now
-    dtype = z.dtype
+    dtype, keys = z.dtype, drawn.wrapped()
     direction = jax.vmap(lambda b, x, o: move.direction(b[:2], x, o))(bits, z, others)
-    level = value + jnp.log(unit(drawn.accept, dtype))
+    level = value - drawn.hurdle
 
     def at(t: Array) -> tuple[Array, Array]:
         return density.ensembles(z + t[..., None] * direction)
@@ -151,7 +177,7 @@ def _slice(
     def shrink(carry: Any) -> Any:
         left, right, t, best, done, trip, calls = carry
         u = jax.vmap(lambda k: jax.random.uniform(k, t.shape[1:], dtype))(
-            jax.vmap(lambda k: jax.random.fold_in(k, trip))(drawn.keys)
+            jax.vmap(lambda k: jax.random.fold_in(k, trip))(keys)
         )
         trial = left + u * (right - left)
         new_value, new_blobs = at(trial)
@@ -175,12 +201,10 @@ def _slice(
 
 
 class _Loop(eqx.Module):
-    """What the compiled loop carries; walkers stand in pairs (k, k + w/2)."""
+    """What the compiled loop carries: the halves of the iteration to come."""
 
-    z: Float[Array, "e 2 h p"]
-    log_density: Float[Array, "e 2 h"]
-    blobs: Float[Array, "e 2 h b"]
-    accepted: Float[Array, "e 2 h"]
+    first: Walkers
+    second: Walkers
     evaluations: Any
     iteration: Any
     moves_tried: Any
@@ -188,17 +212,18 @@ class _Loop(eqx.Module):
     weights: Any
 
 
-def _in_pairs(state: EnsembleState) -> _Loop:
+def _into_halves(state: EnsembleState, turned: Array) -> _Loop:
     e, w, _ = state.z.shape
     per_walker = (state.z, state.log_density, state.blobs, state.accepted)
-    mix = (state.moves_tried, state.moves_gain, state.weights)
-    z, value, blobs, accepted = (a.reshape(e, 2, w // 2, *a.shape[2:]) for a in per_walker)
-    tried, gain, weights = (jnp.asarray(a) for a in mix)
+    pairs = [jnp.asarray(a).reshape(e, w // 2, 2, *a.shape[2:]) for a in per_walker]
+    even, odd = (tuple(a[:, :, k] for a in pairs) for k in (0, 1))
+    first, second = _exchanged(turned, even, odd)
+    tried, gain, weights = (
+        jnp.asarray(a) for a in (state.moves_tried, state.moves_gain, state.weights)
+    )
     return _Loop(
-        z=z,
-        log_density=value,
-        blobs=blobs,
-        accepted=accepted,
+        first=first,
+        second=second,
         evaluations=jnp.asarray(state.evaluations),
         iteration=jnp.asarray(state.iteration),
         moves_tried=tried,
@@ -207,34 +232,74 @@ def _in_pairs(state: EnsembleState) -> _Loop:
     )
 
 
-def _in_rows(loop: _Loop) -> tuple[Array, Array, Array, Array]:
+def _exchanged(flags: Array, first: Walkers, second: Walkers) -> tuple[Walkers, Walkers]:
+    """Exchange those of a pair where flagged, (e, h)."""
+    pairs = list(zip(first, second, strict=True))
+    return (
+        tuple(jnp.where(_like(flags, a), b, a) for a, b in pairs),
+        tuple(jnp.where(_like(flags, a), a, b) for a, b in pairs),
+    )
+
+
+def _in_rows(loop: _Loop, sides: Array) -> Walkers:
     """Return places (e, w, p), log densities (e, w), blobs (e, w, b) and accepted steps (e, w)."""
-    e, _, h, _ = loop.z.shape
-    per_walker = (loop.z, loop.log_density, loop.blobs, loop.accepted)
-    z, value, blobs, accepted = (a.reshape(e, 2 * h, *a.shape[3:]) for a in per_walker)
-    return z, value, blobs, accepted
+
+    def merged(a: Array, b: Array) -> Array:
+        both = jnp.where(_like(sides, a[:, :, None]), b[:, :, None], a[:, :, None])
+        return both.reshape(a.shape[0], 2 * a.shape[1], *a.shape[2:])
+
+    return tuple(map(merged, loop.first, loop.second))
 
 
-def _words(moves: tuple[Move, ...], h: int) -> int:
-    """Return how many random words a half of an ensemble needs: see :func:`_parts`."""
-    return h * (2 + sum(move.words for move in moves)) + 3
+def _shapes(moves: tuple[Move, ...], e: int, h: int) -> list[tuple[int, ...]]:
+    """Return shapes of the random words of an iteration: hurdles, each move's, keys, mix."""
+    return [(2, e, h), *((2, e, move.words, h) for move in moves), (2, e, 2), ()]
 
 
-def _parts(moves: tuple[Move, ...], words: Array) -> tuple[_Drawn, Array, Array]:
-    """Cut words (e, n) of a half into those of walkers, coins (e, h), and a word for the mix."""
-    e, n = words.shape
-    rows = words[:, : n - 3].reshape(e, 2 + sum(move.words for move in moves), -1)
-    ends = np.cumsum([2] + [move.words for move in moves])
-    bits = tuple(rows[:, a:b] for a, b in itertools.pairwise(ends))
-    keys = jax.random.wrap_key_data(jnp.asarray(words[:, -2:]), impl="threefry2x32")
-    return _Drawn(rows[:, 0], bits, keys), rows[:, 1] >> 31 == 1, words[0, -3]
+def _words(key: Array, iterations: Array, first: int, size: int) -> Array:
+    """Return (b, size) random words of b iterations; counters start at `first`."""
+    half = (size + 1) // 2
+    shape = (len(iterations), half)
+    place = jnp.broadcast_to(jnp.arange(first, first + half, dtype=jnp.uint32), shape)
+    when = jnp.broadcast_to(iterations.astype(jnp.uint32)[:, None], shape)
+    return jnp.concatenate(random_words(key, when, place), axis=1)[:, :size]
 
 
-def _counters(e: int, h: int, size: int) -> Array:
-    """Return (1, 2, e, size) counters of the words of an iteration; both halves share their coins."""
-    place = jnp.arange(2 * e * size, dtype=jnp.uint32).reshape(1, 2, e, size)
-    column = jnp.arange(size).reshape(1, 1, 1, size)
-    return jnp.where((column >= h) & (column < 2 * h), place[:, :1], place)
+def _turned(key: Array, iterations: Array, e: int, h: int) -> Array:
+    """Return (b, e, h) coins: whether the odd walker of a pair is in the first half."""
+    return _words(key, iterations, 0, e * h).reshape(-1, e, h) >> 31 == 1
+
+
+def _drawn(
+    moves: tuple[Move, ...], key: Array, iterations: Array, like: Float[Array, "e w p"]
+) -> _Drawn:
+    """Make the random numbers of successive iterations (b,), for walkers of a shape and dtype."""
+    e, w, p = like.shape
+    h, dtype = w // 2, like.dtype
+    coins = _turned(key, jnp.append(iterations, iterations[-1] + 1), e, h)
+    shapes = _shapes(moves, e, h)
+    ends = np.cumsum([0] + [int(np.prod(shape)) for shape in shapes])
+    words = _words(key, iterations, e * h, int(ends[-1]))
+    accept, *bits, keys, mix = (
+        words[:, a:b].reshape(-1, *shape)
+        for (a, b), shape in zip(itertools.pairwise(ends), shapes, strict=True)
+    )
+
+    def prepared(move: Move, bits: Array) -> Any:
+        prepare = functools.partial(move.prepare, h=h, p=p, dtype=dtype)
+        return jax.vmap(jax.vmap(jax.vmap(prepare)))(bits)
+
+    halves = _Numbers(
+        hurdle=jnp.abs(jnp.log(unit(accept, dtype))),
+        moves=tuple(prepared(move, b) for move, b in zip(moves, bits, strict=True)),
+        keys=keys,
+    )
+    return _Drawn(halves, _sides(coins[1:]), coins[1:] ^ coins[:-1], unit(mix, dtype))
+
+
+def _sides(turned: Array) -> Array:
+    """Return (..., 2) of whether the even and the odd walker of a pair are in the second half."""
+    return jnp.stack([turned, ~turned], axis=-1)
 
 
 def step(
@@ -242,44 +307,37 @@ def step(
     moves: tuple[Move, ...],
     n_adapt: Any,
     loop: _Loop,
-    drawn: Any,
+    drawn: _Drawn,
     k: Any,
 ) -> _Loop:
     """Advance every ensemble by one iteration: both halves, one kind of move."""
     mixed, counted = len(moves) > 1, _counted(moves)
     chosen = jnp.zeros((), jnp.int32)
     if mixed:  # one kind for all ensembles: no branch is run in vain
-        u = unit(_parts(moves, drawn[k, 0])[2], loop.z.dtype)
-        chosen = jnp.sum(u > jnp.cumsum(loop.weights)[:-1], dtype=jnp.int32)
+        chosen = jnp.sum(drawn.mix[k] > jnp.cumsum(loop.weights)[:-1], dtype=jnp.int32)
 
     def update(half: Any, carry: Any) -> Any:
-        (z, value, blobs), accepted, gain, calls = carry
-        own, coin, _ = _parts(moves, drawn[k, half])
-        second = coin ^ (half == 1)  # which of a pair moves
-
-        def side(a: Array, flag: Array) -> Array:
-            return jnp.where(_like(flag, a[:, 0]), a[:, 1], a[:, 0])
-
-        now = (side(z, second), side(value, second), side(blobs, second))
-        others = side(z, ~second)
-        new, moved, cost = _one_kind(density, moves, chosen, own, now, others)
+        mine, others, gain, calls = carry
+        numbers = jax.tree.map(lambda a: a[k, half], drawn.halves)
+        *now, accepted = mine
+        new, moved, cost = _one_kind(density, moves, chosen, numbers, tuple(now), others[0])
         if mixed:
-            spread = jnp.var(others, axis=1, keepdims=True)
+            spread = jnp.var(others[0], axis=1, keepdims=True)
             jump = (new[0] - now[0]) ** 2 / jnp.where(spread > 0, spread, 1)
             gain = gain + jnp.mean(jnp.where(moved[..., None], jump, 0))
-        goes = jnp.stack([moved & ~second, moved & second], axis=1)
-        walkers = tuple(
-            jnp.where(_like(goes, a), b[:, None], a)
-            for a, b in zip((z, value, blobs), new, strict=True)
-        )
         if counted:
             calls = calls + cost
-        return walkers, accepted + goes, gain, calls
+        went = [jnp.where(_like(moved, a), b, a) for a, b in zip(now, new, strict=True)]
+        return others, (*went, accepted + moved), gain, calls
 
-    zero = jnp.zeros((), loop.z.dtype)
-    walkers = (loop.z, loop.log_density, loop.blobs)
-    start = (walkers, loop.accepted, zero, zero)
-    (z, value, blobs), accepted, gain, calls = jax.lax.fori_loop(0, 2, update, start)
+    zero = jnp.zeros((), loop.first[0].dtype)
+    carry = (loop.first, loop.second, zero, zero)
+    if _is_small(density, moves, loop.first[0]):
+        carry = update(1, update(0, carry))
+    else:
+        carry = jax.lax.fori_loop(0, 2, update, carry)
+    first, second, gain, calls = carry
+    first, second = _exchanged(drawn.swap[k], first, second)
     iteration = loop.iteration + 1
     tried, gains, weights = loop.moves_tried, loop.moves_gain, loop.weights
     if mixed:
@@ -287,16 +345,26 @@ def step(
         gains = gains.at[chosen].add(gain)
         weights = jnp.where(iteration == n_adapt, _adapted(tried, gains), weights)
     return _Loop(
-        z=z,
-        log_density=value,
-        blobs=blobs,
-        accepted=accepted,
+        first=first,
+        second=second,
         evaluations=loop.evaluations + calls if counted else loop.evaluations,
         iteration=iteration,
         moves_tried=tried,
         moves_gain=gains,
         weights=weights,
     )
+
+
+def _is_small(density: AbstractEnsembleDensity, moves: tuple[Move, ...], z: Array) -> bool:
+    """Say whether both halves are written out: faster, but the density is compiled twice."""
+    if _counted(moves):
+        return False
+    return _size(jax.make_jaxpr(_evaluate)(density, z).jaxpr) <= MAX_TWICE
+
+
+def _size(jaxpr: Any) -> int:
+    """Count the operations of a program, those of its parts too."""
+    return sum(1 + sum(map(_size, jaxprs_in_params(e.params))) for e in jaxpr.eqns)
 
 
 def _counted(moves: tuple[Move, ...]) -> bool:
@@ -313,7 +381,7 @@ def _one_kind(
     density: AbstractEnsembleDensity,
     moves: Any,
     chosen: Any,
-    drawn: _Drawn,
+    drawn: _Numbers,
     now: Half,
     others: Array,
 ) -> tuple[Half, Array, Array]:
@@ -380,29 +448,27 @@ def run_chunk(
     key = jax.random.bits(jax.random.fold_in(state.key, STREAM), (2,), jnp.uint32)
 
     e, w, _ = state.z.shape
-    size = _words(moves, w // 2)
-    place = _counters(e, w // 2, size)
+    like = jnp.asarray(state.z)
+    size = sum(int(np.prod(shape)) for shape in _shapes(moves, e, w // 2))
 
-    def draw(iterations: Array) -> Array:
-        shape = (len(iterations), *place.shape[1:])
-        first = iterations.astype(jnp.uint32).reshape(-1, 1, 1, 1)
-        return random_words(key, jnp.broadcast_to(first, shape), jnp.broadcast_to(place, shape))[0]
+    def turned(iteration: Any) -> Array:
+        return _turned(key, jnp.asarray(iteration).reshape(1), e, w // 2)[0]
 
-    def record(loop: _Loop) -> tuple[Array, ...]:
-        z, value, blobs, accepted = _in_rows(loop)
+    def record(loop: _Loop, drawn: _Drawn, k: Any) -> tuple[Array, ...]:
+        z, value, blobs, accepted = _in_rows(loop, drawn.sides[k])
         return density.to_natural(z), value - density.log_jacobian(z), blobs, accepted
 
     loop, rows, count = run_steps(
-        draw,
+        lambda iterations: _drawn(moves, key, iterations, like),
         lambda loop, drawn, k: step(density, moves, n_adapt, loop, drawn, k),
         record,
-        _in_pairs(state),
+        _into_halves(state, turned(state.iteration)),
         rows,
         n_steps,
         thin,
-        int(np.clip(MAX_WORDS // place.size, 1, MAX_BLOCK)),
+        int(np.clip(MAX_WORDS // size, 1, MAX_BLOCK)),
     )
-    z, value, blobs, accepted = _in_rows(loop)
+    z, value, blobs, accepted = _in_rows(loop, _sides(turned(loop.iteration)))
     if not _counted(moves):
         steps = (loop.iteration - state.iteration).astype(jnp.asarray(loop.evaluations).dtype)
         loop = eqx.tree_at(lambda x: x.evaluations, loop, loop.evaluations + steps * (e * w))

@@ -1,8 +1,9 @@
 """Moves of the ensemble sampler: each proposes new places of some walkers from the places of others.
 
-A new move is a subclass of :class:`AbstractMove` with one short method. It sees the half of the
-walkers that moves, ``active`` (h, p), and the other half, ``others`` (h, p), which stays, and
-returns proposals and the log of the factor in the acceptance ratio.
+A new move is a subclass of :class:`AbstractMove` with one short method, ``propose``. It sees the half
+of the walkers that moves, ``active`` (h, p), and the other half, ``others`` (h, p), which stays, and
+returns proposals and the log of the factor in the acceptance ratio. What depends on random numbers
+alone can go to ``prepare``, which is computed for many iterations at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.scipy.special as jsp
 import numpy as np
 
 from jaxnlme._errors import ModelSpecError, nearest
@@ -49,16 +49,28 @@ def choose(bits: Array, n: int) -> Array:
     return (bits % np.uint32(n)).astype(jnp.int32)
 
 
+def take_rows(a: Float[Array, "h p"], places: Array) -> Float[Array, "k p"]:
+    """Return rows of `a`; `places` are within bounds, which is not checked."""
+    return jnp.asarray(a).at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
 class AbstractMove(eqx.Module):
     """One kind of proposal. ``words``: how many 32-bit random words a walker needs."""
 
     words: ClassVar[int] = 1
 
+    def prepare(self, bits: Array, h: int, p: int, dtype: Any) -> Any:
+        """Return what `propose` gets for the random words ``bits`` (words, h), by default these."""
+        del h, p, dtype
+        return bits
+
     @abc.abstractmethod
     def propose(
-        self, bits: Array, key: Any, active: Float[Array, "h p"], others: Float[Array, "h p"]
+        self, numbers: Any, key: Any, active: Float[Array, "h p"], others: Float[Array, "h p"]
     ) -> tuple[Float[Array, "h p"], Float[Array, "h"]]:
-        """Return proposals and log factors; ``bits`` is (words, h) uint32."""
+        """Return proposals and log factors; ``numbers``: random words (words, h) uint32, or what
+        :meth:`prepare` made of them.
+        """
 
 
 class Stretch(AbstractMove):
@@ -83,12 +95,15 @@ class Stretch(AbstractMove):
                 f"stretch_scale={self.scale!r} must be above 1 (2 is the usual value)."
             )
 
-    def propose(self, bits, key, active, others):
+    def prepare(self, bits, h, p, dtype):
+        z = ((self.scale - 1) * unit(bits[0], dtype) + 1) ** 2 / self.scale
+        return z, (p - 1) * jnp.log(z), choose(bits[1], h)
+
+    def propose(self, numbers, key, active, others):
         del key
-        h, p = active.shape
-        z = ((self.scale - 1) * unit(bits[0], active.dtype) + 1) ** 2 / self.scale
-        centre = others[choose(bits[1], h)]
-        return centre + z[:, None] * (active - centre), (p - 1) * jnp.log(z)
+        z, factor, partner = numbers
+        centre = take_rows(others, partner)
+        return centre + z[:, None] * (active - centre), factor
 
 
 class DifferentialEvolution(AbstractMove):
@@ -99,7 +114,7 @@ class DifferentialEvolution(AbstractMove):
     gamma
         Factor of the difference. Default ``2.38 / sqrt(2 p)``.
     sigma
-        Relative standard deviation of that factor.
+        Relative standard deviation of that factor, whose law is uniform here.
     jump
         Fraction of proposals with factor 1, which carry walkers between modes.
     """
@@ -109,16 +124,20 @@ class DifferentialEvolution(AbstractMove):
     jump: float = eqx.field(static=True, default=0.1)
     words: ClassVar[int] = 4
 
-    def propose(self, bits, key, active, others):
-        del key
-        h, p = active.shape
+    def prepare(self, bits, h, p, dtype):
         first = choose(bits[0], h)
         second = choose(bits[1], h - 1) + 1  # a shift: never the same walker, and no table of pairs
         second = jnp.where(first + second >= h, first + second - h, first + second)
         gamma = 2.38 / np.sqrt(2 * p) if self.gamma is None else self.gamma
-        factor = gamma * (1 + self.sigma * jsp.ndtri(unit(bits[2], active.dtype)))
-        factor = jnp.where(unit(bits[3], active.dtype) < self.jump, 1, factor)
-        step = factor[:, None] * (others[first] - others[second])
+        jitter = np.sqrt(12) * (unit(bits[2], dtype) - 0.5)  # sd 1
+        factor = gamma * (1 + self.sigma * jitter)
+        factor = jnp.where(unit(bits[3], dtype) < self.jump, 1, factor)
+        return first, second, factor
+
+    def propose(self, numbers, key, active, others):
+        del key
+        first, second, factor = numbers
+        step = factor[:, None] * (take_rows(others, first) - take_rows(others, second))
         return active + step, jnp.zeros_like(factor)
 
 
@@ -131,15 +150,18 @@ class Snooker(AbstractMove):
     gamma: float = eqx.field(static=True, default=1.7)
     words: ClassVar[int] = 3
 
-    def propose(self, bits, key, active, others):
-        del key
-        h, p = active.shape
+    def prepare(self, bits, h, p, dtype):
+        del p, dtype
         place = choose(bits[0], h)
         one = choose(bits[1], h - 1) + 1
         two = choose(bits[2], h - 2) + 1
         two = two + (two >= one)  # a third walker: three different shifts of one index
-        centre = others[place]
-        a, b = others[(place + one) % h], others[(place + two) % h]
+        return place, (place + one) % h, (place + two) % h
+
+    def propose(self, numbers, key, active, others):
+        del key
+        p = active.shape[1]
+        centre, a, b = (take_rows(others, place) for place in numbers)
         line = active - centre
         length = jnp.sqrt(jnp.sum(line**2, axis=1))
         safe = jnp.where(length > 0, length, 1)
@@ -162,8 +184,8 @@ class Walk(AbstractMove):
     scale: float | None = eqx.field(static=True, default=None)
     words: ClassVar[int] = 1
 
-    def propose(self, bits, key, active, others):
-        del bits
+    def propose(self, numbers, key, active, others):
+        del numbers
         h, p = active.shape
         scale = min(1.0, 2.38 / np.sqrt(p)) if self.scale is None else self.scale
         noise = jax.random.normal(key, (h, h), active.dtype)
@@ -190,6 +212,11 @@ class EnsembleSlice(eqx.Module):
     scale: float = eqx.field(static=True, default=1.0)
     max_steps_out: int = eqx.field(static=True, default=64)
     words: ClassVar[int] = 5
+
+    def prepare(self, bits: Array, h: int, p: int, dtype: Any) -> Array:
+        """Return the random words ``bits`` (words, h) as they are."""
+        del h, p, dtype
+        return bits
 
     def direction(self, bits: Array, active: Array, others: Array) -> Array:
         """Return (h, p) directions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -71,53 +71,6 @@ class AbstractDensity(AbstractEnsembleDensity):
         e, h, p = z.shape
         value, blobs = self.many(z.reshape(e * h, p))
         return value.reshape(e, h), blobs.reshape(e, h, blobs.shape[-1])
-
-
-class StackedDensity(AbstractEnsembleDensity):
-    """One density per ensemble: many data sets sampled by one program.
-
-    Every array of ``inner`` has a leading axis of ensembles. The sampling coordinates are natural.
-    """
-
-    inner: AbstractDensity
-    names: tuple[str, ...] = eqx.field(static=True)
-
-    def ensembles(self, z):
-        e, h, _ = z.shape
-        together = max(k for k in range(1, max(BATCH // h, 1) + 1) if e % k == 0)
-        many = jax.vmap(lambda density, points: density.many(points))
-        if together == e:
-            return many(self.inner, z)
-        blocks = jax.tree.map(
-            lambda a: a.reshape(e // together, together, *a.shape[1:]), (self.inner, z)
-        )
-        out = jax.lax.map(lambda block: many(*block), blocks)
-        return jax.tree.map(lambda a: a.reshape(e, *a.shape[2:]), out)
-
-
-def stack_densities(densities: Sequence[AbstractDensity]) -> StackedDensity:
-    """Stack densities of one structure (posteriors of data sets of one shape).
-
-    Raises
-    ------
-    ModelSpecError
-        Their structures or shapes differ.
-    """
-    first = densities[0]
-    for k, other in enumerate(densities):
-        same = jax.tree.structure(other) == jax.tree.structure(first)
-        if not same or any(
-            np.shape(a) != np.shape(b)
-            for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
-        ):
-            raise ModelSpecError(
-                f"posterior {k} has another structure than the first: sample_many needs the same "
-                "parameters, model, likelihood, and data of the same shapes."
-            )
-    if isinstance(first, Posterior) and any(t is not None for t in first.prior.transforms):
-        raise ModelSpecError("sample_many takes parameters without transform=.")
-    stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *densities)
-    return StackedDensity(inner=stacked, names=tuple(getattr(first, "names", ())))
 
 
 def no_nan(value: Any) -> Any:

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnlme._cache import outer_jit
-from jaxnlme._errors import DataError, ModelSpecError, nearest
+from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._precision import host64
 from jaxnlme.calibration.chain import Chain
 from jaxnlme.calibration.driver import Drive, Rows, drive
@@ -29,20 +28,20 @@ from jaxnlme.calibration.models import HostModel
 from jaxnlme.calibration.moves import read_moves
 from jaxnlme.calibration.problem import (
     AbstractDensity,
-    AbstractEnsembleDensity,
     FunctionDensity,
     Posterior,
     StaticFunction,
     evaluate_many,
-    stack_densities,
 )
 from jaxnlme.calibration.smc import run_smc
+from jaxnlme.calibration.stacked import stack_densities, stacked_starts
 from jaxnlme.calibration.starts import check_geometry, check_walkers, mixing_redraw, to_coordinates
+from jaxnlme.calibration.tempering import run_tempering
 from jaxnlme.priors.base import as_key
 
 __all__ = ["sample", "sample_many"]
 
-METHODS = ("ensemble", "nuts", "mclmc", "smc", "auto")
+METHODS = ("ensemble", "nuts", "mclmc", "smc", "tempering", "auto")
 
 
 @host64
@@ -69,7 +68,9 @@ def sample(
     checkpoint_path: str | os.PathLike[str] | None = None,
     checkpoint_every: Any = None,
     overwrite: bool = False,
-) -> Chain:
+    store: str = "draws",
+    discard: Any = 0,
+) -> Any:
     """Draw from a log density.
 
     Parameters
@@ -85,6 +86,8 @@ def sample(
         * ``"smc"``: tempered sequential Monte Carlo from the prior (or from a normal around
           `init`); for several modes, and the evidence: ``chain.info["log_evidence"]`` and
           ``["log_evidence_se"]``.
+        * ``"tempering"``: ensembles at several temperatures that exchange walkers, from the same
+          start as ``"smc"``; for several modes of which SMC may lose one, and the evidence.
         * ``"auto"``: ``"ensemble"`` for plain Python models, else ``"nuts"``.
     init
         (walkers, p) start points on the natural scale: walkers of all ensembles, chains, or the
@@ -94,24 +97,25 @@ def sample(
         Iterations, draws per chain, or (SMC) particles per ensemble.
     n_walkers, n_ensembles
         Walkers per ensemble (max(2 p, 32)), chains (4) of NUTS and MCLMC; independent ensembles,
-        or SMC runs (8).
+        SMC or tempered runs (8).
     param_names
         Names of the components of x. Default x0, x1, ...
     bounds
         (lower, upper) of each component of x, None where open, for a `log_prob` with a bounded
         support: NUTS, MCLMC and SMC then move on the whole line.
     num_warmup
-        NUTS and MCLMC: steps of adaptation (1000), not returned.
+        NUTS and MCLMC: steps of adaptation (1000), not returned; tempering: exchanges (500).
     start
         NUTS and MCLMC: ``"pathfinder"`` or ``"laplace"`` move the starts to draws from a normal
         approximation, checked by Pareto-smoothed importance sampling: ``chain.info["pareto_k"]``.
     thin, moves, stretch_scale, adapt_steps, progress, callback, stop, checkpoint_path, \
-checkpoint_every, overwrite
-        As for :class:`EnsembleSampler`, for ``method="ensemble"``.
+checkpoint_every, overwrite, store, discard
+        As for :class:`EnsembleSampler`, for ``method="ensemble"`` (moves also for tempering).
 
     Returns
     -------
     Chain
+        With ``store="moments"`` a :class:`StreamedMoments`.
 
     Raises
     ------
@@ -140,10 +144,13 @@ checkpoint_every, overwrite
         "thin": (thin, 1), "moves": (moves, None), "stretch_scale": (stretch_scale, 2.0),
         "adapt_steps": (adapt_steps, 0), "callback": (callback, None), "stop": (stop, None),
         "checkpoint_path": (checkpoint_path, None), "checkpoint_every": (checkpoint_every, None),
-        "overwrite": (overwrite, False),
+        "overwrite": (overwrite, False), "store": (store, "draws"), "discard": (discard, 0),
     }  # fmt: skip
     gradient_only = {"num_warmup": (num_warmup, None), "start": (start, "given")}
     unused = {} if method == "ensemble" else ensemble_only
+    if method == "tempering":
+        unused = {k: v for k, v in unused.items() if k not in ("moves", "stretch_scale")}
+        gradient_only.pop("num_warmup")
     if method not in ("nuts", "mclmc"):
         unused = {**unused, **gradient_only}
     for name, (value, default) in unused.items():
@@ -163,7 +170,10 @@ checkpoint_every, overwrite
             priors=priors,
         )
         state = _started(core, init, key, priors)
-        options = {"progress": progress, "callback": callback, "stop": stop}
+        options = {
+            "progress": progress, "callback": callback, "stop": stop,
+            "store": store, "discard": discard,
+        }  # fmt: skip
         return core.run(
             state, num_steps, thin, checkpoint_every, checkpoint_path, overwrite, options
         )
@@ -175,6 +185,14 @@ checkpoint_every, overwrite
     line = Line(density)
     if method == "smc":
         return run_smc(line, init, key, num_steps, 8 if n_ensembles == 1 else n_ensembles, priors)
+    if method == "tempering":
+        return run_tempering(
+            line, init, key, n_steps=_count("num_steps", num_steps, 1),
+            warmup=_count("num_warmup", 500 if num_warmup is None else num_warmup, 0),
+            runs=8 if n_ensembles == 1 else _count("n_ensembles", n_ensembles, 1),
+            walkers=check_walkers(n_walkers, len(line.names)), moves=moves,
+            stretch_scale=stretch_scale, priors=priors,
+        )  # fmt: skip
     chains = 4 if n_walkers is None else n_walkers
     points = _chain_starts(density, priors, init, chains, key)
     info: dict[str, Any] = {}
@@ -229,6 +247,12 @@ def _read_bounds(bounds: Sequence[tuple[Any, Any]]) -> tuple[tuple[float, float]
             raise ModelSpecError(f"bounds[{k}]: lower {low} must be below upper {high}.")
         out.append((low, high))
     return tuple(out)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ModelSpecError(f"{name}={value!r}: a whole number from {least} on.")
+    return int(value)
 
 
 def _host(density: AbstractDensity) -> bool:
@@ -313,12 +337,13 @@ def sample_many(
     Parameters
     ----------
     posteriors
-        From :func:`make_posterior`, with the same parameters, model and likelihood, and data of
-        the same shapes.
+        From :func:`make_posterior` or ``fit.log_posterior(priors)``, with the same parameters, model
+        and likelihood, and data of the same shapes.
     num_steps, key, n_walkers, thin, moves, stretch_scale, progress
         As for :func:`sample`.
     init
-        (data sets, walkers, p) start points. Default: draws from each prior.
+        (data sets, walkers, p) start points on the natural scale. Default: draws from each prior, for
+        fitted models around each estimate.
 
     Returns
     -------
@@ -328,7 +353,22 @@ def sample_many(
     Raises
     ------
     ModelSpecError
-        The posteriors differ in more than numbers.
+        The posteriors differ in more than numbers, or a start has no density.
+
+    Examples
+    --------
+    >>> import jaxnlme as jn
+    >>> from jaxnlme.calibration import HalfNormal, Normal
+    >>> rng = np.random.default_rng(0)
+    >>> posteriors = []
+    >>> for slope in (1.0, 2.0):
+    ...     x = rng.normal(size=20)
+    ...     fit = jn.fit_glm("y ~ x", {"x": x, "y": slope * x + 0.1 * rng.normal(size=20)})
+    ...     priors = {"fixed": Normal(0, 5), "sigma": HalfNormal(1)}
+    ...     posteriors.append(fit.log_posterior(priors))
+    >>> chains = sample_many(posteriors, num_steps=400, key=1)
+    >>> [round(float(chain["x"][100:].mean()), 1) for chain in chains]
+    [1.0, 2.0]
     """
     if not len(posteriors):
         raise ModelSpecError("posteriors: at least one is needed.")
@@ -336,19 +376,8 @@ def sample_many(
     e, names = len(posteriors), stacked.names
     w = check_walkers(n_walkers, len(names))
     chosen, weights = read_moves(moves, stretch_scale)
-    if init is None:
-        points = _prior_starts(posteriors, stacked, w, key)
-    else:
-        points = np.asarray(init, float)
-        if points.shape != (e, w, len(names)):
-            raise ModelSpecError(f"init has shape {points.shape}, expected {(e, w, len(names))}.")
-    value, blobs = (np.asarray(a) for a in _evaluate_ensembles(stacked, points))
-    if not np.isfinite(value).all():
-        k = int(np.flatnonzero(~np.isfinite(value).all(axis=1))[0])
-        raise ModelSpecError(
-            f"posterior {k}: the log density is not finite at a start; give init= where it is."
-        )
-    state = start_state(points, value, blobs, key, weights)
+    z, value, blobs = stacked_starts(posteriors, stacked, init, w, key)
+    state = start_state(z, value, blobs, key, weights)
     rows = Rows(int(num_steps) // int(thin) + 1)
     job = Drive(stacked, chosen, state, int(num_steps), int(thin), 0, rows, progress=progress)
     final, _ = drive(job)
@@ -362,33 +391,3 @@ def sample_many(
               thinning=int(thin), info={"method": "ensemble"})
         for k in range(e)
     ]  # fmt: skip
-
-
-def _prior_starts(posteriors: Any, stacked: Any, w: int, key: Any) -> np.ndarray:
-    """(e, w, p) draws from the priors; those without density are drawn again."""
-    inner = stacked.inner
-    if not isinstance(inner, Posterior):
-        raise ModelSpecError("init= is needed for densities without priors.")
-    e = len(posteriors)
-    points = np.array(_draw_ensembles(inner.prior, key, -1, e, w))
-    for trip in range(20):
-        value = np.asarray(_evaluate_ensembles(stacked, points)[0])
-        lost = ~np.isfinite(value)
-        if not lost.any():
-            return points
-        points[lost] = np.asarray(_draw_ensembles(inner.prior, key, trip, e, w))[lost]
-    raise DataError("no start with finite density was found for some posterior; give init=.")
-
-
-def _ensembles(density: AbstractEnsembleDensity, z: Any) -> Any:
-    return density.ensembles(z)
-
-
-def _draws(prior: Any, key: Any, trip: Any, e: int, w: int) -> Any:
-    """Draw (e, w, p) starts; trip -1 is the first."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 2**31), trip + 1), e)
-    return jax.vmap(lambda one, k: one.draw(k, w, np.float64))(prior, keys)
-
-
-_evaluate_ensembles = outer_jit(_ensembles)
-_draw_ensembles = outer_jit(_draws, static_argnums=(3, 4))

@@ -23,7 +23,7 @@ from jaxnlme.calibration.gradient import Line, naturals, on_line
 from jaxnlme.calibration.problem import Posterior
 from jaxnlme.numerics.mcmc import map_points
 
-__all__ = ["run_smc"]
+__all__ = ["Base", "both", "pooled_evidence", "read_base", "run_smc", "stages"]
 
 MAX_STAGES = 200
 # Metropolis sweeps of a stage go on until the particles have forgotten where they were resampled: with a
@@ -34,7 +34,7 @@ FORGOTTEN = 0.1
 PLATEAU = 0.98  # a look at which it has not fallen below this share: modes that are not left
 
 
-class _Base(eqx.Module):
+class Base(eqx.Module):
     """Where the particles start: the prior, or a normal density around given points."""
 
     line: Line
@@ -61,7 +61,7 @@ class _Base(eqx.Module):
         return -0.5 * jnp.sum(z**2) - self.log_det - 0.5 * p * np.log(2 * np.pi)
 
 
-def _both(base: _Base, u: Array) -> tuple[Array, Array]:
+def both(base: Base, u: Array) -> tuple[Array, Array]:
     """Return base and target log densities at (n, p) points; -inf where either is not a number."""
 
     def one(point: Array) -> tuple[Array, Array]:
@@ -92,7 +92,7 @@ def _next_temperature(ratio: Array, temperature: Array, target: float) -> Array:
     return jnp.where(fraction(one) >= target, one, low)
 
 
-def _stage(base: _Base, carry: Any) -> Any:
+def _stage(base: Base, carry: Any) -> Any:
     u, first, second, temperature, evidence, key, stage, _ = carry
     n, p = u.shape
     dtype = u.dtype
@@ -119,7 +119,7 @@ def _stage(base: _Base, carry: Any) -> Any:
         factor = gamma * jnp.exp(0.5 * jax.random.normal(d, (n, 1), dtype))
         factor = jnp.where(k % 4 == 3, jnp.ones_like(factor), factor)
         new_u = u + factor * (frozen[i] - frozen[j])
-        new_first, new_second = _both(base, new_u)
+        new_first, new_second = both(base, new_u)
 
         def tempered(a: Array, b: Array) -> Array:
             value = a + new * (b - a)
@@ -161,11 +161,11 @@ def _correlation(before: Array, now: Array) -> Array:
 
 
 @functools.partial(outer_jit, static_argnums=(0, 1))
-def _smc(n: int, runs: int, base: _Base, key: Any) -> Any:
+def _smc(n: int, runs: int, base: Base, key: Any) -> Any:
     def one(own: Any) -> Any:
         first_key, key = jax.random.split(own)
         u = base.draw(first_key, n, jnp.float64)
-        first, second = _both(base, u)
+        first, second = both(base, u)
         zero = jnp.zeros((), jnp.float64)
         carry = (u, first, second, zero, zero, key, 0, zero)
         carry = jax.lax.while_loop(
@@ -176,6 +176,75 @@ def _smc(n: int, runs: int, base: _Base, key: Any) -> Any:
         return theta, value, evidence, stages, accepted, temperature
 
     return jax.lax.map(one, jax.random.split(key, runs))
+
+
+def stages(base: Base, n: int, key: Any) -> list[tuple[float, np.ndarray]]:
+    """Return the temperatures (inverse; 0 to 1) of one run, and its particles (n, p) at each.
+
+    Raises
+    ------
+    ModelSpecError
+        It did not reach the posterior.
+    """
+    first_key, key = jax.random.split(key)
+    u, first, second = _drawn(n, base, first_key)
+    zero = np.zeros(())
+    carry: Any = (u, first, second, zero, zero, key, np.int64(0), zero)
+    found = [(0.0, np.asarray(u))]
+    while found[-1][0] < 1:
+        if len(found) > MAX_STAGES:
+            raise ModelSpecError(
+                f"the posterior was not reached from the prior in {MAX_STAGES} stages; give init= nearer to it."
+            )
+        carry = _one_stage(base, carry)
+        found.append((float(carry[3]), np.asarray(carry[0])))
+    return found
+
+
+_one_stage = outer_jit(_stage)
+
+
+@functools.partial(outer_jit, static_argnums=0)
+def _drawn(n: int, base: Base, key: Any) -> tuple[Array, Array, Array]:
+    u = base.draw(key, n, jnp.float64)
+    return u, *both(base, u)
+
+
+def read_base(line: Line, init: Any) -> Base:
+    """Return where tempering starts: the prior, or a normal density around given natural points.
+
+    Raises
+    ------
+    ModelSpecError
+        There is neither, or the points do not span the space.
+    """
+    p = len(line.names)
+    if init is None:
+        if not isinstance(line.density, Posterior):
+            raise ModelSpecError("init= is needed: points around which SMC starts.")
+        return Base(line, None, None, None, None)
+    u = np.asarray(on_line(line, np.asarray(init, float)))
+    if len(u) < 2 * p or not np.isfinite(u).all():
+        raise ModelSpecError(f"init: at least {2 * p} points inside the bounds are needed.")
+    covariance = 4 * np.cov(u.T).reshape(p, p)  # wider than the points: weights stay bounded
+    root = np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) / p * np.eye(p))
+    log_det = float(np.log(np.diag(root)).sum())
+    return Base(line, u.mean(0, keepdims=True), root, np.linalg.inv(root), log_det)
+
+
+def pooled_evidence(evidence: np.ndarray) -> dict[str, Any]:
+    """Return the log of the mean of the runs' evidences, its standard error, and those of the runs.
+
+    The mean of evidences is unbiased, that of their logarithms is not.
+    """
+    runs, top = len(evidence), evidence.max()
+    weights = np.exp(evidence - top)
+    se = float(weights.std(ddof=1) / np.sqrt(runs) / weights.mean()) if runs > 1 else float("nan")
+    return {
+        "log_evidence": float(top + np.log(weights.mean())),
+        "log_evidence_se": se,
+        "log_evidences": evidence.tolist(),
+    }
 
 
 def run_smc(line: Line, init: Any, key: Any, n: int, runs: int, priors: Any) -> Chain:
@@ -189,19 +258,7 @@ def run_smc(line: Line, init: Any, key: Any, n: int, runs: int, priors: Any) -> 
     p = len(line.names)
     if n < 20 * p:
         raise ModelSpecError(f"num_steps={n} particles are too few; at least {20 * p}.")
-    if init is None:
-        if not isinstance(line.density, Posterior):
-            raise ModelSpecError("init= is needed: points around which SMC starts.")
-        base = _Base(line, None, None, None, None)
-    else:
-        points = np.asarray(init, float)
-        u = np.asarray(on_line(line, points))
-        if len(u) < 2 * p or not np.isfinite(u).all():
-            raise ModelSpecError(f"init: at least {2 * p} points inside the bounds are needed.")
-        covariance = 4 * np.cov(u.T).reshape(p, p)  # wider than the points: weights stay bounded
-        root = np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) / p * np.eye(p))
-        log_det = float(np.log(np.diag(root)).sum())
-        base = _Base(line, u.mean(0, keepdims=True), root, np.linalg.inv(root), log_det)
+    base = read_base(line, init)
     theta, value, evidence, stages, accepted, temperature = (
         np.asarray(a) for a in _smc(int(n), int(runs), base, key)
     )
@@ -211,11 +268,6 @@ def run_smc(line: Line, init: Any, key: Any, n: int, runs: int, priors: Any) -> 
             f"{MAX_STAGES} stages.",
             SamplingWarning,
         )
-    # log of the mean of the runs' evidences: their mean is unbiased, that of their logs is not.
-    top = evidence.max()
-    weights = np.exp(evidence - top)
-    log_evidence = float(top + np.log(weights.mean()))
-    se = float(weights.std(ddof=1) / np.sqrt(runs) / weights.mean()) if runs > 1 else float("nan")
     return Chain(
         np.swapaxes(theta, 0, 1),
         value.T,
@@ -224,9 +276,7 @@ def run_smc(line: Line, init: Any, key: Any, n: int, runs: int, priors: Any) -> 
         ensemble=np.arange(runs),
         info={
             "method": "smc",
-            "log_evidence": log_evidence,
-            "log_evidence_se": se,
-            "log_evidences": evidence.tolist(),
+            **pooled_evidence(evidence),
             "stages": np.asarray(stages).tolist(),
         },
         priors=priors,

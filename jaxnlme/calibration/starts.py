@@ -223,7 +223,8 @@ def mixing_redraw(seed: int) -> Any:
                 f"the log density is -inf at every one of the {count} starts. Give init where "
                 "log_prob is finite."
             )
-        i, j = rng.integers(len(good), size=(2, count))
+        i = rng.integers(len(good), size=count)
+        j = (i + rng.integers(1, max(len(good), 2), size=count)) % len(good)  # another one
         return good[i] + rng.uniform(0, 0.5, (count, 1)) * (good[j] - good[i])
 
     return redraw

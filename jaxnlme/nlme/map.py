@@ -24,7 +24,7 @@ class MAPPrior(eqx.Module):
     parts: tuple[PriorPart, ...]
 
     def log_prob(self, params: NLMEParams, problem: NLMEProblem) -> Float[Array, ""]:
-        """Return the log prior density, up to the constant of LKJ."""
+        """Return the log prior density."""
         total = jnp.zeros((), params.beta.dtype)
         sds, correlations = [], []
         for block, theta in zip(

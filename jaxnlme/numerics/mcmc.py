@@ -101,7 +101,7 @@ def run_steps(
         ``step(state, drawn, k) -> state`` with the numbers in row k of `drawn`; the state has a
         counter ``iteration`` of iterations done.
     record
-        ``record(state) -> pytree`` of what is kept.
+        ``record(state, drawn, k) -> pytree`` of what is kept after that step.
     rows
         Buffers for what is recorded, with at least ``ceil(n_steps / thin) + 1`` rows: the last one
         takes what is not kept, a write without a branch.
@@ -128,7 +128,7 @@ def run_steps(
         rows = jax.tree.map(
             lambda buffer, new: jax.lax.dynamic_update_index_in_dim(buffer, new, places[k], 0),
             rows,
-            record(state),
+            record(state, drawn, k),
         )
         return drawn, places, state, rows
 

@@ -96,8 +96,12 @@ class GLMDensity(AbstractFittedDensity):
     def live(self):
         return np.asarray(self.problem.weights).reshape(-1) > 0
 
-    def replicate(self, theta, rng, noise):
+    def replicate(self, theta, rng, noise, re):
         family, live = self.problem.family, self.live
+        if re is not None:
+            raise ModelSpecError(
+                f"posterior_predictive(re={re!r}): a GLM has no random effects; leave it out."
+            )
         if family.classes is not None:
             raise ModelSpecError(
                 f"posterior_predictive: the response of family {family.name!r} is a label; use predict() and "

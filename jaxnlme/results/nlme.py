@@ -139,7 +139,7 @@ class NLMEResults(AbstractResults):
 
         Notes
         -----
-        ``loo`` leaves out groups. An LKJ prior keeps no constant where there are three or more effects.
+        ``loo`` leaves out groups.
 
         Examples
         --------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlme._errors import ModelSpecError
+from jaxnlme._cache import outer_jit
+from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._precision import host64
 from jaxnlme._typing import Array, Float
 from jaxnlme.calibration.fitted import (
@@ -20,10 +23,15 @@ from jaxnlme.calibration.fitted import (
     hold,
     read_priors,
 )
+from jaxnlme.calibration.problem import no_nan
+from jaxnlme.error_models import density_given_sd
+from jaxnlme.nlme.conditional import conditional_mode, natural, phi_at
+from jaxnlme.nlme.evaluate import derivatives
 from jaxnlme.nlme.method import AbstractMarginalMethod
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
-from jaxnlme.numerics.small_linalg import cholesky
+from jaxnlme.numerics.small_linalg import cholesky, solve_lower
 from jaxnlme.priors import LKJ, LKJMargin
+from jaxnlme.priors.densities import lkj_log_constant
 from jaxnlme.results.nlme_compute import reported_covariance, variance_parameters
 
 if TYPE_CHECKING:
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["NLMEDensity", "log_posterior"]
 
 STEP = 3e-3  # of differences of gradients, in standard errors
+STEPS = 30  # of a chain for the random effects of one draw
+EFFECTS = ("individual", "new", "population")
 
 
 class NLMEDensity(AbstractFittedDensity):
@@ -47,6 +57,8 @@ class NLMEDensity(AbstractFittedDensity):
         (p,) size of each free parameter's uncertainty.
     concentration
         Of the LKJ density of correlation matrices, None where correlations have priors of their own.
+    row
+        (m, n) row of the fit's table in each place of the padded arrays, -1 for padding.
     """
 
     problem: NLMEProblem
@@ -55,6 +67,7 @@ class NLMEDensity(AbstractFittedDensity):
     take: Any
     scale: Float[Array, "p"]
     concentration: Any = None
+    row: Any = None
 
     def params(self, theta: Float[Array, "p"]) -> tuple[NLMEParams, Float[Array, ""]]:
         """Return the parameters of the likelihood, and what an LKJ prior adds to those of the correlations."""
@@ -96,23 +109,106 @@ class NLMEDensity(AbstractFittedDensity):
     def live(self):
         return np.asarray(self.problem.weights).sum(axis=1) > 0
 
-    def replicate(self, theta, rng, noise):
-        raise ModelSpecError(
-            "posterior_predictive: replicated responses of a mixed model need new random effects; use "
-            "fit.with_params(draw).simulate(n) for draws of the chain."
+    def replicate(self, theta, rng, noise, re):
+        kinds = {None: "individual", "conditional": "individual"}
+        effects = kinds.get(re, re)
+        if effects not in EFFECTS:
+            raise ModelSpecError(
+                f"posterior_predictive(re={re!r}): use one of {list(EFFECTS)}."
+                + nearest(str(re), EFFECTS)
+            )
+        row = np.asarray(self.row)
+        order = np.argsort(row[row >= 0])
+        seeds = rng.integers(2**32, size=(len(theta), 2), dtype=np.uint32)
+        model, simulated = (
+            np.asarray(a)[:, row >= 0][:, order] for a in _replicated(effects, self, theta, seeds)
         )
+        out = {"values": np.asarray(self.problem.y)[row >= 0][order]}
+        out["times"], out["model"] = np.arange(len(order), dtype=float), model
+        return {**out, "simulated": simulated} if noise else out
+
+
+def _log_density(problem: NLMEProblem, params: NLMEParams, u: Array) -> Array:
+    """Log p(y, u) of each group, up to a constant."""
+    nat = natural(problem, params)
+    f = derivatives(problem, phi_at(problem, params, u), 0)[0]
+    error = jnp.sum(density_given_sd(
+        problem.response(), f, problem.error_model.sd(f, nat.error), problem.weights
+    ), 1)  # fmt: skip
+    return -error - 0.5 * jnp.sum(u**2, -1)
+
+
+def _conditional_draw(problem: NLMEProblem, params: NLMEParams, key: Any) -> Array:
+    """Draw spherical random effects (m, q) given the data and the parameters.
+
+    From the normal approximation at the mode, then Metropolis steps: in turn from that approximation with
+    twice its width, for tails, and around the present place. Where the model is linear in the random effects
+    the first draw is exact already, and stays so.
+    """
+    m, q, dtype = problem.num_groups, problem.num_random, problem.y.dtype
+    mode = conditional_mode(problem, params, jnp.zeros((m, q), dtype))
+    width, stride = 2.0, 2.4 / max(q, 1) ** 0.5
+
+    def place(v: Array) -> Array:
+        return mode.u + solve_lower(mode.low, v[..., None], transpose=True)[..., 0]
+
+    def step(k: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        v, log_p = carry
+        first, second = jax.random.split(jax.random.fold_in(key, k))
+        z = jax.random.normal(first, (m, q), dtype)
+        wide = k % 2 == 0
+        new = jnp.where(wide, width * z, v + stride * z)
+        new_log_p = no_nan(_log_density(problem, params, place(new)))
+        back = 0.5 / width**2 * jnp.sum(new**2 - v**2, -1)
+        ratio = new_log_p - log_p + jnp.where(wide, back, jnp.zeros_like(back))
+        accept = jnp.log(jax.random.uniform(second, (m,), dtype)) < ratio
+        return jnp.where(accept[:, None], new, v), jnp.where(accept, new_log_p, log_p)
+
+    v = jax.random.normal(key, (m, q), dtype)
+    start = (v, no_nan(_log_density(problem, params, place(v))))
+    return place(jax.lax.fori_loop(0, STEPS, step, start)[0])
+
+
+@functools.partial(outer_jit, static_argnums=0)
+def _replicated(effects: str, density: NLMEDensity, theta: Array, seeds: Array) -> Any:
+    """Predictions and simulated responses (s, m, n) at draws (s, p)."""
+    problem = density.problem
+    # Rows of weight 0 and of padding are predicted too: the latter hold copies of data.
+    shown = eqx.tree_at(lambda p: p.weights, problem, jnp.ones_like(problem.weights))
+    w = jnp.where(problem.weights > 0, problem.weights, jnp.ones_like(problem.weights))
+
+    def one(given: Any) -> tuple[Array, Array]:
+        point, seed = given
+        params, _ = density.params(point)
+        first, second = jax.random.split(jax.random.wrap_key_data(seed, impl="threefry2x32"))
+        shape = (problem.num_groups, problem.num_random)
+        if effects == "individual":
+            u = _conditional_draw(problem, params, first)
+        elif effects == "new":
+            u = jax.random.normal(first, shape, point.dtype)
+        else:
+            u = jnp.zeros(shape, point.dtype)
+        f = derivatives(shown, phi_at(shown, params, u), 0)[0]
+        sd = problem.error_model.sd(f, problem.error_model.natural(params.error)) / jnp.sqrt(w)
+        y = f + sd * jax.random.normal(second, f.shape, point.dtype)
+        return (jnp.exp(f), jnp.exp(y)) if problem.error_model.log_scale else (f, y)
+
+    return jax.lax.map(one, (theta, seeds))
 
 
 def lkj_beyond_margins(concentration: Any, low: Array, own: Any) -> Array:
     """Log LKJ density of a correlation matrix less the log densities of its entries' marginals.
 
     Each correlation of an r by r matrix has the density ``(1 - c^2)^(concentration + r/2 - 2)`` (Lewandowski,
-    Kurowicka and Joe 2009), which is the prior that it gets alone; up to a constant.
+    Kurowicka and Joe 2009), normalised, which is the prior that it gets alone.
     """
     r = low.shape[0]
+    eta = jnp.asarray(concentration, low.dtype)
     logdet = 2 * jnp.sum(jnp.log(jnp.stack([low[k, k] for k in range(r)])))
     margins = [jnp.log1p(-(value**2)) for (i, j), value in own if i != j]
-    return (concentration - 1) * logdet - (concentration + r / 2 - 2) * sum(margins)
+    # A marginal is the density of two effects with a larger concentration.
+    constant = lkj_log_constant(eta, r) - len(margins) * lkj_log_constant(eta + (r / 2 - 1), 2)
+    return (eta - 1) * logdet - (eta + (r / 2 - 2)) * sum(margins) - constant
 
 
 def _raw(theta: Array, density: NLMEDensity) -> Array:
@@ -181,12 +277,20 @@ def log_posterior(
         take=place.astype(np.int32),
         scale=np.where(np.isfinite(se) & (se > 0), se, typical),
         concentration=concentration,
+        row=_table_rows(results),
     )
     identity = ("NLME", method.name, problem.error_model.name, spec.formula, problem.model.function)
     return fitted_posterior(
         density, sampled, chosen, covariance[np.ix_(free, free)], response=spec.response_name,
         identity=identity,
     )  # fmt: skip
+
+
+def _table_rows(results: NLMEResults) -> np.ndarray:
+    layout = results._grouping.layout
+    row = np.full(np.shape(results._problem.y), -1, np.int32)
+    row[layout.codes, layout.position] = np.arange(len(layout.codes))
+    return row
 
 
 def _nlme_parameters(results: NLMEResults) -> tuple[list[Sampled], np.ndarray]:

@@ -52,9 +52,16 @@ def log_gauss(x):
 
 
 @pytest.mark.x64
-def test_one_step_is_that_of_a_numpy_sampler_with_the_same_numbers() -> None:
-    """Halves in turn, the second against the new first half; walkers keep their places."""
-    w, p, key = 8, 3, jax.random.key(5)
+@pytest.mark.parametrize("twice", [True, False])
+def test_one_step_is_that_of_a_numpy_sampler_with_the_same_numbers(
+    twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halves in turn, the second against the new first half; walkers keep their places.
+
+    With the density compiled for each half, and once in a loop.
+    """
+    monkeypatch.setattr(kernels, "MAX_TWICE", 10**6 if twice else 0)
+    w, p, key, scale = 8, 3, jax.random.key(5), 2.0 if twice else 3.0  # another program
     z = np.random.default_rng(0).normal(size=(w, p))
     density = make_posterior(
         ParameterSet({n: Normal(0, 1) for n in "abc"}),
@@ -70,29 +77,32 @@ def test_one_step_is_that_of_a_numpy_sampler_with_the_same_numbers() -> None:
 
     value = np.array([log_prob(x) for x in z])
     state = kernels.start_state(z[None], value[None], np.zeros((1, w, 0)), key, np.ones(1))
-    move = Stretch(2.0)
+    move = Stretch(scale)
     buffers = kernels.buffers(state, 4)
     new, rows, count = kernels.run_chunk((move,), density, state, buffers, 1, 1, 0)
 
-    # Words of iteration 0: log u, coin of the pair (k, k + h), u of z, partner; three more.
+    # Counters of iteration 0: coins of the pairs (2 k, 2 k + 1); then log u of both halves, u of z
+    # and partner of both, and more. The second words follow all first ones.
     own = jax.random.bits(jax.random.fold_in(key, kernels.STREAM), (2,), jnp.uint32)
     h = w // 2
-    size = 4 * h + 3
-    place = jnp.arange(2 * size, dtype=jnp.uint32)
-    flat = np.asarray(random_words(own, jnp.zeros_like(place), place)[0]).reshape(2, size)
-    bits = flat[:, : 4 * h].reshape(2, 4, h)
-    coin = bits[0, 1] >> 31
-    first = np.arange(h) + h * coin.astype(int)
-    order = np.concatenate([first, (first + h) % w])
+
+    def words(first: int, count: int) -> np.ndarray:
+        place = jnp.arange(first, first + (count + 1) // 2, dtype=jnp.uint32)
+        return np.concatenate(random_words(own, jnp.zeros_like(place), place))[:count]
+
+    coin = words(0, h) >> 31
+    bits = words(h, 6 * h + 5)
+    accept, bits = bits[: 2 * h].reshape(2, h), bits[2 * h : 6 * h].reshape(2, 2, h)
+    first = 2 * np.arange(h) + coin.astype(int)
+    order = np.concatenate([first, first ^ 1])
     x, lp = z.copy(), value.copy()
     for half in range(2):
         mine, others = order[half * h : (half + 1) * h], order[(1 - half) * h :][:h]
-        b = jnp.asarray(bits[half])
-        log_u = np.log(np.asarray(unit(b[0], jnp.float64)))
-        u = np.asarray(unit(b[2], jnp.float64))
-        partner = np.asarray(choose(b[3], h))
+        log_u = np.log(np.asarray(unit(jnp.asarray(accept[half]), jnp.float64)))
+        u = np.asarray(unit(jnp.asarray(bits[half, 0]), jnp.float64))
+        partner = np.asarray(choose(jnp.asarray(bits[half, 1]), h))
         for k, walker in enumerate(mine):
-            factor = (u[k] + 1) ** 2 / 2
+            factor = ((scale - 1) * u[k] + 1) ** 2 / scale
             centre = x[others[partner[k]]]
             y = centre + factor * (x[walker] - centre)
             if log_u[k] < (p - 1) * np.log(factor) + log_prob(y) - lp[walker]:
@@ -126,20 +136,22 @@ def test_random_words_are_those_of_jax_and_of_the_paper() -> None:
 def test_halves_are_drawn_afresh_and_both_move() -> None:
     """Of a pair, one is in each half; other walkers are together in half of 4,000 steps (se 0.008)."""
     w, h, n = 8, 4, 4000
-    words = kernels._counters(1, h, kernels._words((Stretch(),), h))
     key = jax.random.bits(jax.random.fold_in(jax.random.key(1), kernels.STREAM), (2,), jnp.uint32)
-    first = jnp.broadcast_to(
-        jnp.arange(n, dtype=jnp.uint32).reshape(n, 1, 1, 1), (n, *words.shape[1:])
-    )
-    drawn = random_words(key, first, jnp.broadcast_to(words, first.shape))[0]
-    coins = np.array(
-        jax.vmap(jax.vmap(lambda d: kernels._parts((Stretch(),), d)[1]))(drawn)
-    )  # (n, 2, 1, h)
-    np.testing.assert_array_equal(coins[:, 0], coins[:, 1])
-    moves_first = np.concatenate([~coins[:, 0, 0], coins[:, 0, 0]], axis=1)  # (n, w)
+
+    @jax.jit
+    def numbers(iterations):
+        drawn = kernels._drawn((Stretch(),), key, iterations, jnp.zeros((1, w, 2)))
+        return drawn, kernels._turned(key, iterations, 1, h)
+
+    drawn, coins = numbers(jnp.arange(n) + 7)
+    coins = np.array(coins)[:, 0]  # (n, h)
+    sides, swap = np.array(drawn.sides)[:, 0], np.array(drawn.swap)[:, 0]
+    np.testing.assert_array_equal(sides[:-1], np.stack([coins, ~coins], axis=2)[1:])
+    np.testing.assert_array_equal(swap, sides[:, :, 0] ^ coins)
+    moves_first = np.stack([~coins, coins], axis=2).reshape(n, w)
     assert (moves_first.sum(1) == h).all()
     together = (moves_first[:, :, None] == moves_first[:, None, :]).mean(0)
-    pairs = np.roll(np.eye(w), h, axis=1).astype(bool)
+    pairs = np.kron(np.eye(h), [[0, 1], [1, 0]]).astype(bool)
     assert (together[pairs] == 0).all()
     others = ~pairs & ~np.eye(w, dtype=bool)
     np.testing.assert_allclose(together[others], 0.5, atol=0.035)
@@ -152,13 +164,35 @@ def test_moves_use_different_other_walkers_and_stay_finite(move: AbstractMove) -
     rng = np.random.default_rng(2)
     active, others = rng.normal(size=(2, 6, 3))
     bits = jax.random.bits(jax.random.key(3), (move.words, 6), jnp.uint32)
+    numbers = move.prepare(bits, 6, 3, jnp.float64)
     proposal, factor = move.propose(
-        bits, jax.random.key(4), jnp.asarray(active), jnp.asarray(others)
+        numbers, jax.random.key(4), jnp.asarray(active), jnp.asarray(others)
     )
     assert proposal.shape == (6, 3)
     assert np.isfinite(proposal).all()
     assert np.isfinite(factor).all()
     assert (np.abs(np.asarray(proposal) - active).max(1) > 0).all()
+
+
+class Shift(AbstractMove):
+    """A user's move with `propose` alone: along the difference of two other walkers, either way."""
+
+    words = 2
+
+    def propose(self, numbers, key, active, others):
+        k, h = choose(numbers[0], others.shape[0]), others.shape[0]
+        step = 4 * (unit(numbers[1], active.dtype) - 0.5)
+        return active + step[:, None] * (others[k] - others[(k + 1) % h]), jnp.zeros_like(step)
+
+
+def test_a_users_move_needs_propose_alone() -> None:
+    s = small.sampler(n_walkers=16, moves=Shift())
+    mean, covariance = small.exact()
+    chain = s.run(s.initialize("ball", center=mean, radius=0.3, key=3), 4000, **QUIET)
+    ess = np.array(list(chain.ess(500).values()))
+    z = (chain.flat_samples(500).mean(0) - mean) / np.sqrt(np.diag(covariance) / ess)
+    assert np.abs(z).max() < 4.5
+    np.testing.assert_allclose(np.cov(chain.flat_samples(500).T), covariance, rtol=0.2)
 
 
 def test_posterior_of_a_line_is_the_exact_one() -> None:

@@ -87,7 +87,7 @@ def ensemble(name: str, moves: str) -> Chain:
         steps *= 3
     return sample(
         posteriors.density(name), init=starts(name, walkers * ensembles), num_steps=steps,
-        n_walkers=walkers, n_ensembles=ensembles, moves=MOVES[moves], thin=5, progress=False, key=11,
+        n_walkers=walkers, n_ensembles=ensembles, moves=MOVES[moves], thin=5, progress=False, key=12,
     )  # fmt: skip
 
 
