@@ -422,7 +422,7 @@ def buffers(state: EnsembleState, capacity: int) -> tuple[Array, ...]:
     return tuple(jax.device_put(np.zeros((capacity + 1, *a.shape), a.dtype)) for a in like)
 
 
-@functools.partial(outer_jit, static_argnums=0, donate_argnums=3)
+@functools.partial(outer_jit, wide=True, static_argnums=0, donate_argnums=3)
 def run_chunk(
     moves: tuple[Move, ...],
     density: AbstractEnsembleDensity,
