@@ -272,7 +272,7 @@ def sizes(report: Report, quick: bool, r: bool) -> None:
     got: dict[tuple, dict] = {}
 
     def measure(method: str, count: int, chunk: int) -> None:
-        repeats = 2 if quick or count > 1000 else 5
+        repeats = 2 if quick else 6
         one = worker("size", subjects=count, method=method, chunk=chunk, repeats=repeats)
         got[method, count, chunk] = one
         section.rows.append(
