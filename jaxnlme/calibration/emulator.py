@@ -16,6 +16,7 @@ import numpy as np
 from jaxnlme._cache import outer_jit
 from jaxnlme._errors import ModelSpecError
 from jaxnlme._typing import Array, Float
+from jaxnlme.numerics.arithmetic import HOST
 from jaxnlme.numerics.mcmc import map_points
 from jaxnlme.numerics.outer import advance, start
 
@@ -106,24 +107,16 @@ def fit_gaussian_process(x: np.ndarray, y: np.ndarray, *, weak_priors: bool = Tr
 
 
 def _minimised(cost: Any, u: np.ndarray) -> tuple[float, np.ndarray]:
-    state = _start(u)
+    free = np.ones(len(u), bool)
+    state = start(u, 0.1 * np.eye(len(u)), free, HOST)
     for _ in range(MAX_STEPS):
-        value, slopes = cost(np.asarray(state.trial))
-        state = _advance(state, np.float64(value), slopes)
-        done = float(state.decrement) < 1e-6 and float(state.num_rejected) == 0
-        if done or int(state.num_rejected) > 20 or int(state.stalls) > 3:
+        value, slopes = cost(state.trial)
+        with np.errstate(all="ignore"):  # infinite costs are part of the rule
+            state = advance(state, value, slopes, free=free, max_change=1.0, arithmetic=HOST)
+        done = state.decrement < 1e-6 and state.num_rejected == 0
+        if done or state.num_rejected > 20 or state.stalls > 3:
             break
     return float(state.value), np.asarray(state.x)
-
-
-@outer_jit
-def _start(u: Array) -> Any:
-    return start(u, 0.1 * jnp.eye(u.shape[0], dtype=u.dtype), jnp.ones(u.shape, bool))
-
-
-@outer_jit
-def _advance(state: Any, value: Array, slopes: Array) -> Any:
-    return advance(state, value, slopes, free=jnp.ones(slopes.shape, bool), max_change=1.0)
 
 
 class GaussianProcesses(eqx.Module):

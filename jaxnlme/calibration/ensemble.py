@@ -28,6 +28,7 @@ from jaxnlme.calibration.starts import (
     prior_redraw,
     to_coordinates,
     to_natural,
+    whole,
 )
 from jaxnlme.calibration.storage import ChainStorage, blob_shapes, shape_blobs
 from jaxnlme.calibration.streaming import (
@@ -360,8 +361,8 @@ class Core:
         self.moves, self.weights = read_moves(moves, stretch_scale)
         if sum(isinstance(m, EnsembleSlice) for m in self.moves) > 1:
             raise ModelSpecError("moves: one slice move at most.")
-        self.n_ensembles = _whole("n_ensembles", n_ensembles, 1)
-        self.adapt_steps = _whole("adapt_steps", adapt_steps, 0)
+        self.n_ensembles = whole("n_ensembles", n_ensembles, 1)
+        self.adapt_steps = whole("adapt_steps", adapt_steps, 0)
         if self.adapt_steps and len(self.moves) == 1:
             raise ModelSpecError(
                 "adapt_steps: there is only one move, so that no weight can adapt."
@@ -420,7 +421,7 @@ class Core:
         options: dict[str, Any],
     ) -> Any:  # fmt: skip
         """Run from a state; see EnsembleSampler.run."""
-        n_steps, thin = _whole("n_steps", n_steps, 1), _whole("thin", thin, 1)
+        n_steps, thin = whole("n_steps", n_steps, 1), whole("thin", thin, 1)
         discard = options.pop("discard", 0)
         moments = read_store(options.pop("store", "draws"), discard)
         if every is not None and path is None:
@@ -440,7 +441,7 @@ class Core:
 
     def resume(self, path: Any, n_steps: Any, every: Any, options: dict[str, Any], key: Any) -> Any:
         """Go on from a folder; see EnsembleSampler.resume."""
-        n_steps = _whole("n_steps", n_steps, 1)
+        n_steps = whole("n_steps", n_steps, 1)
         store = ChainStorage(path)
         header, arrays = store.header(), store.state()
         store.check_configuration(self._configuration(header["thinning"], header.get("discard")))
@@ -480,7 +481,7 @@ class Core:
         options: dict[str, Any],
         rows: Rows,
     ) -> Drive:
-        every = _whole("callback_every", options.pop("callback_every", 100), 1)
+        every = whole("callback_every", options.pop("callback_every", 100), 1)
         for name in ("callback", "progress"):
             value = options.get(name)
             if value is not None and not callable(value) and not isinstance(value, bool):
@@ -506,7 +507,7 @@ class Core:
             store.write(rows, self._stored(inner, count, job.rows))
 
         job.save = save
-        job.save_every = 1000 if every is None else _whole("checkpoint_every", every, 1)
+        job.save_every = 1000 if every is None else whole("checkpoint_every", every, 1)
 
     def _finish(self, job: Drive) -> Any:
         inner, why = drive(job)
@@ -630,9 +631,3 @@ def _log_jacobian(density: AbstractDensity, z: np.ndarray) -> np.ndarray:
     if not isinstance(density, Posterior) or all(t is None for t in density.prior.transforms):
         return np.zeros(len(z))
     return np.asarray(density.log_jacobian(jnp.asarray(z)))
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ModelSpecError(f"{name}={value!r}: a whole number from {least} on.")
-    return int(value)

@@ -38,6 +38,7 @@ from jaxnlme.calibration.standard import (
     gaussian_problem,
     to_standard,
 )
+from jaxnlme.calibration.starts import whole
 from jaxnlme.design.frames import make_frame
 from jaxnlme.numerics.chain_statistics import normal_quantile
 from jaxnlme.numerics.mcmc import map_points
@@ -301,8 +302,8 @@ def history_match(
     """
     posterior, data = gaussian_problem(problem, "history_match")
     p = len(posterior.names)
-    n_waves = _whole("n_waves", n_waves, 1)
-    n = _whole("n_runs", max(10 * p, 30) if n_runs is None else n_runs, p + 3)
+    n_waves = whole("n_waves", n_waves, 1)
+    n = whole("n_runs", max(10 * p, 30) if n_runs is None else n_runs, p + 3)
     if not float(cutoff) > 0:
         raise ModelSpecError(f"cutoff={cutoff!r}: a positive number; 3 to 4 is usual.")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))).tolist())
@@ -350,12 +351,6 @@ def history_match(
         log_posteriors=np.concatenate(runs.values), failures=runs.failures, check=check,
         left=natural, _components=components,
     )  # fmt: skip
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ModelSpecError(f"{name}={value!r}: a whole number from {least} on.")
-    return int(value)
 
 
 def _check(runs: Runs, component: Component, project: Any, x: np.ndarray) -> float:

@@ -35,7 +35,13 @@ from jaxnlme.calibration.problem import (
 )
 from jaxnlme.calibration.smc import run_smc
 from jaxnlme.calibration.stacked import stack_densities, stacked_starts
-from jaxnlme.calibration.starts import check_geometry, check_walkers, mixing_redraw, to_coordinates
+from jaxnlme.calibration.starts import (
+    check_geometry,
+    check_walkers,
+    mixing_redraw,
+    to_coordinates,
+    whole,
+)
 from jaxnlme.calibration.tempering import run_tempering
 from jaxnlme.priors.base import as_key
 
@@ -187,9 +193,9 @@ checkpoint_every, overwrite, store, discard
         return run_smc(line, init, key, num_steps, 8 if n_ensembles == 1 else n_ensembles, priors)
     if method == "tempering":
         return run_tempering(
-            line, init, key, n_steps=_count("num_steps", num_steps, 1),
-            warmup=_count("num_warmup", 500 if num_warmup is None else num_warmup, 0),
-            runs=8 if n_ensembles == 1 else _count("n_ensembles", n_ensembles, 1),
+            line, init, key, n_steps=whole("num_steps", num_steps, 1),
+            warmup=whole("num_warmup", 500 if num_warmup is None else num_warmup, 0),
+            runs=8 if n_ensembles == 1 else whole("n_ensembles", n_ensembles, 1),
             walkers=check_walkers(n_walkers, len(line.names)), moves=moves,
             stretch_scale=stretch_scale, priors=priors,
         )  # fmt: skip
@@ -247,12 +253,6 @@ def _read_bounds(bounds: Sequence[tuple[Any, Any]]) -> tuple[tuple[float, float]
             raise ModelSpecError(f"bounds[{k}]: lower {low} must be below upper {high}.")
         out.append((low, high))
     return tuple(out)
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ModelSpecError(f"{name}={value!r}: a whole number from {least} on.")
-    return int(value)
 
 
 def _host(density: AbstractDensity) -> bool:

@@ -15,10 +15,23 @@ from jaxnlme._typing import Array
 from jaxnlme.calibration.parameters import ParameterSet
 from jaxnlme.calibration.problem import AbstractDensity, Posterior, evaluate_many, term_table
 
-__all__ = ["ball", "check_geometry", "check_walkers", "evaluate_starts"]
+__all__ = ["ball", "check_geometry", "check_walkers", "evaluate_starts", "whole"]
 
 MAX_ROUNDS = 100  # of redrawing starts without density
 MAX_CONDITION = 1e8  # of the walkers' correlation: beyond it they span no volume in float64
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Return a whole number from `least` on.
+
+    Raises
+    ------
+    ModelSpecError
+        It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ModelSpecError(f"{name}={value!r}: a whole number from {least} on.")
+    return int(value)
 
 
 def check_walkers(n_walkers: Any, p: int) -> int:
