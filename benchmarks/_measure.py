@@ -31,7 +31,7 @@ class Sample:
 
     cpu: float
     wall: float
-    value: float = float("nan")
+    value: Any = float("nan")
 
 
 def cpu_seconds() -> float:
@@ -40,10 +40,10 @@ def cpu_seconds() -> float:
     return time.process_time() + t.children_user + t.children_system
 
 
-def spend(call: Callable[[], float], inner: int = 1) -> Sample:
+def spend(call: Callable[[], Any], inner: int = 1) -> Sample:
     """Run `call` `inner` times between two looks at the clocks."""
     cpu, wall = cpu_seconds(), time.perf_counter()
-    value = float("nan")
+    value: Any = float("nan")
     for _ in range(inner):
         value = call()
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu

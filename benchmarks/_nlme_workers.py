@@ -146,10 +146,45 @@ def pynlme_loop(model: str, count: int, cpu: int | None = None) -> dict[str, Any
 
 def size(subjects: int, method: str, chunk: int, repeats: int) -> dict[str, Any]:
     """Fit one simulated data set of many subjects; peak temporary memory as XLA allocates it."""
+    from _measure import spend
+
+    call, rows, memory = _sized(subjects, method, chunk)
+    first = spend(call)  # compiled before: only slow where the fit itself is
+    best = [first] if first.wall > 10 else [spend(call) for _ in range(repeats)]
+    fit = best[-1].value
+    return {
+        "cpu": min(s.cpu for s in best),
+        "wall": min(s.wall for s in best),
+        "llf": float(fit.stats["log_likelihood"]),
+        "steps": int(fit.stats["num_steps"]),
+        "result": int(fit.result._value),
+        "rows": rows,
+        "temporary": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+    }
+
+
+def growth(small: int, large: int, method: str, chunk: int, rounds: int) -> dict[str, Any]:
+    """Time a large fit against small ones, in turn, so that both see the machine at one speed."""
+    from _measure import spend
+
+    (few, _, _), (many, _, _) = (_sized(n, method, chunk) for n in (small, large))
+    times = large // small
+    spend(few), spend(many)
+    ratios, steps = [], set()
+    for _ in range(rounds):
+        before, whole, after = spend(few, times // 2), spend(many), spend(few, times // 2)
+        ratios.append(2 * whole.wall / (before.wall + after.wall))
+        steps.add((int(before.value.stats["num_steps"]), int(whole.value.stats["num_steps"])))
+    (found,) = steps
+    return {"ratios": sorted(ratios), "steps": found}
+
+
+def _sized(subjects: int, method: str, chunk: int) -> Any:
+    """Return a compiled fit of one simulated data set, its rows and XLA's memory analysis."""
     import _nlme_models as models
     import jax
     import numpy as np
-    from _measure import spend
 
     import jaxnlme as jn
 
@@ -159,29 +194,21 @@ def size(subjects: int, method: str, chunk: int, repeats: int) -> dict[str, Any]
         problem = jax.device_put(problem)
         program = jax.jit(functools.partial(jn.nlme.fit, method=models.method(method)))
         compiled = program.lower(problem).compile()
-        memory = compiled.memory_analysis()
-        out: Any = None
 
-        def call() -> float:
-            nonlocal out
-            out = jax.block_until_ready(compiled(problem))
-            return float(out.stats["log_likelihood"])
+    def call() -> Any:
+        with jax.enable_x64(True):
+            return jax.block_until_ready(compiled(problem))
 
-        first = spend(call)  # compiled before: only slow where the fit itself is
-        best = [first] if first.wall > 10 else [spend(call) for _ in range(repeats)]
-    return {
-        "cpu": min(s.cpu for s in best),
-        "wall": min(s.wall for s in best),
-        "llf": best[-1].value,
-        "steps": int(out.stats["num_steps"]),
-        "result": int(out.result._value),
-        "rows": int(np.sum(np.asarray(problem.weights) > 0)),
-        "temporary": memory.temp_size_in_bytes,
-        "arguments": memory.argument_size_in_bytes,
-    }
+    return call, int(np.sum(np.asarray(problem.weights) > 0)), compiled.memory_analysis()
 
 
 if __name__ == "__main__":
     name, options = sys.argv[1:]
-    worker = {"cold": cold, "many": many, "pynlme_loop": pynlme_loop, "size": size}[name]
+    worker = {
+        "cold": cold,
+        "many": many,
+        "pynlme_loop": pynlme_loop,
+        "size": size,
+        "growth": growth,
+    }[name]
     print(json.dumps(worker(**json.loads(options))))

@@ -297,9 +297,14 @@ def sizes(report: Report, quick: bool, r: bool) -> None:
     if not quick:
         measure("FOCE", 10_000, 10_000)
         for method in ("FOCE", "LME"):
-            small, large = (got[method, n, 512] for n in (1000, 10_000))
-            ratio = large["wall"] / small["wall"]
-            report.goals.append(Goal(f"{method}: time at 10,000 / 1,000 subjects", ratio, 11))
+            paired = worker("growth", small=1000, large=10_000, method=method, chunk=512, rounds=9)
+            ratio, text = paired["ratios"][4], f"{method}: time at 10,000 / 1,000 subjects"
+            report.goals.append(Goal(f"{text}, in turn, median of 9", ratio, 11))
+            section.note += (
+                f" {text}, ten small fits around each large one: "
+                f"{', '.join(f'{r:.1f}' for r in paired['ratios'])}; steps {paired['steps'][1]} and "
+                f"{paired['steps'][0]}."
+            )
             bad = sum(got[method, n, 512]["result"] != 0 for n in (1000, 10_000))
             report.goals.append(Goal(f"{method}: large fits that did not converge", float(bad), 0))
         # What grows must be arrays of the data's own size (modes, gradients), not derivatives.

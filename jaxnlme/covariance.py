@@ -44,15 +44,15 @@ class CovarianceBlock(eqx.Module):
         r = self.size
         return tuple((i, j) for i in range(r) for j in range(i + 1) if i == j or self.pattern[i][j])
 
-    def fill_in(self, theta: Float[Array, "k"]) -> dict[tuple[int, int], Array]:
+    def fill_in(self, theta: Float[Array, "k"], xp: Any = jnp) -> dict[tuple[int, int], Any]:
         """Return the entries (row, column) of the factor that are not free and need not be zero."""
         place = {entry: k for k, entry in enumerate(self.entries)}
-        low: dict[tuple[int, int], Array] = {}
+        low: dict[tuple[int, int], Any] = {}
         for i, j in itertools.product(range(self.size), repeat=2):
             if j > i or (i, j) in place:
                 continue
 
-            def known(i: int, k: int) -> Array | None:
+            def known(i: int, k: int) -> Any:
                 return theta[place[i, k]] if (i, k) in place else low.get((i, k))
 
             # psi_ij = sum_k L_ik L_jk must vanish: solve for L_ij (zero without fill-in).
@@ -60,9 +60,9 @@ class CovarianceBlock(eqx.Module):
             terms = [x * y for x, y in pairs if x is not None and y is not None]
             if terms:
                 pivot = theta[place[j, j]]
-                zero = jnp.zeros((), theta.dtype)
-                safe = jnp.where(pivot == 0, 1.0, pivot)
-                low[i, j] = jnp.where(pivot == 0, zero, -sum(terms) / safe)
+                zero = xp.zeros((), theta.dtype)
+                safe = xp.where(pivot == 0, 1.0, pivot)
+                low[i, j] = xp.where(pivot == 0, zero, -sum(terms) / safe)
         return low
 
     def factor(self, theta: Float[Array, "k"]) -> Float[Array, "r r"]:
@@ -162,15 +162,11 @@ class Covariance(eqx.Module):
 
 
 def _host_factor(block: CovarianceBlock, theta: np.ndarray) -> np.ndarray:
-    r = block.size
-    place = {entry: k for k, entry in enumerate(block.entries)}
-    low = np.zeros((r, r))
-    for i in range(r):
-        for j in range(i + 1):
-            if (i, j) in place:
-                low[i, j] = theta[place[i, j]]
-            elif low[j, j] != 0:
-                low[i, j] = -(low[i, :j] @ low[j, :j]) / low[j, j]
+    low = np.zeros((block.size, block.size))
+    for k, entry in enumerate(block.entries):
+        low[entry] = theta[k]
+    for entry, value in block.fill_in(theta, np).items():
+        low[entry] = value
     return low
 
 

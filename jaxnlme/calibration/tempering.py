@@ -50,12 +50,15 @@ class TemperedDensity(AbstractEnsembleDensity):
         e, h, p = z.shape
         first, second = both(self.base, z.reshape(e * h, p))
         blobs = jnp.stack([first, second], axis=-1).reshape(e, h, 2)
-        ratio = blobs[..., 1] - blobs[..., 0]
-        beta = jnp.asarray(self.beta)[:, None]
-        usable = jnp.isfinite(blobs[..., 0]) & jnp.isfinite(ratio)
-        warm = blobs[..., 0] + beta * jnp.where(usable, ratio, jnp.zeros_like(ratio))
-        value = jnp.where(usable | (beta == 0), warm, jnp.full_like(warm, -jnp.inf))
-        return value, blobs
+        return _tempered(blobs, jnp.asarray(self.beta), jnp), blobs
+
+
+def _tempered(blobs: Any, beta: Any, xp: Any) -> Any:
+    """Log densities (..., T, w) at inverse temperatures (T,) from those of base and posterior (..., T, w, 2)."""
+    first, ratio, beta = blobs[..., 0], blobs[..., 1] - blobs[..., 0], beta[:, None]
+    usable = xp.isfinite(first) & xp.isfinite(ratio)
+    warm = first + beta * xp.where(usable, ratio, xp.zeros_like(ratio))
+    return xp.where(usable | (beta == 0), warm, xp.full_like(warm, -np.inf))
 
 
 @dataclasses.dataclass
@@ -114,9 +117,8 @@ class _Exchange:
 
     def into(self, state: EnsembleState, beta: np.ndarray) -> EnsembleState:
         """Return the state with these walkers at these temperatures."""
-        first, gain = self.blobs[..., 0], self.gain
-        warm = beta[:, None] * np.where(np.isfinite(gain), gain, 0.0)
-        value = np.where(np.isfinite(gain) | (beta[:, None] == 0), first + warm, -np.inf)
+        with np.errstate(invalid="ignore"):
+            value = _tempered(self.blobs, beta, np)
         e, w = state.log_density.shape
         return dataclasses.replace(
             state, z=self.z.reshape(state.z.shape), blobs=self.blobs.reshape(e, w, 2),

@@ -22,6 +22,9 @@ from jaxnlme.numerics.arithmetic import TRACED, Arithmetic, inverse_spd
 from jaxnlme.numerics.blocks import small_matmul, transpose
 from jaxnlme.numerics.small_linalg import cho_solve, cholesky
 
+_FAR = 0.1  # Newton decrement
+_EARLY = 10  # evaluations
+
 
 class AbstractMethod(eqx.Module):
     """An estimation method: ``init``, ``step``, ``terminate`` over an :class:`NLMEProblem`.
@@ -197,8 +200,11 @@ class AbstractMarginalMethod(AbstractMethod):
             return inverse_information(sums, free, floor, arithmetic)
 
         def moved():
-            h = pick(state.phase == 1, expected, lambda: bfgs.inverse_hessian)
-            return outer.advance(
+            # Far from the optimum the expected information of here is better than what was learned on the way:
+            # a third of the steps less.
+            early = (bfgs.decrement > _FAR) & (bfgs.num_steps < _EARLY)
+            h = pick(early, expected, lambda: bfgs.inverse_hessian)
+            after = outer.advance(
                 bfgs._replace(inverse_hessian=h),
                 new.value,
                 new.gradient,
@@ -206,6 +212,12 @@ class AbstractMarginalMethod(AbstractMethod):
                 max_change=_max_change(params, bfgs.trial, xp),
                 arithmetic=arithmetic,
             )
+            kept = pick(
+                after.num_rejected == 0,
+                lambda: after.inverse_hessian,
+                lambda: bfgs.inverse_hessian,
+            )
+            return after._replace(inverse_hessian=kept)
 
         starting = state.phase == 0
         bfgs = pick(starting, fresh, moved)

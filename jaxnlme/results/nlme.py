@@ -663,7 +663,7 @@ def _covariance(problem, method, fit, spec, flat):
         return covariance if flat is None else np.full((f, f), np.nan), None, flat
     hessian = information(problem, method, fit)
     free = np.asarray(problem.free.flat())
-    flat = tables.flat_direction(hessian, free, spec.all_names)
+    flat = tables.flat_direction(problem, method, fit, hessian, spec.all_names)
     if flat is not None and not tables.only_zero_variances(spec, problem, fit):
         return np.full((f, f), np.nan), np.full((len(free) - f,) * 2, np.nan), flat
     covariance = tables.invert(hessian, free)

@@ -13,7 +13,9 @@ from jaxnlme._errors import ModelSpecError, nearest
 from jaxnlme._results import RESULTS, result_name
 from jaxnlme.covariance import CovarianceBlock
 from jaxnlme.design.nonlinear import Grouping
+from jaxnlme.nlme.drive import curvature
 from jaxnlme.nlme.fit import NLMEFit
+from jaxnlme.nlme.method import AbstractMarginalMethod
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.results.nlme_spec import NLMESpec
 from jaxnlme.results.statistics import as_given, check_level, p_text, p_values, quantile
@@ -58,17 +60,29 @@ def invert(hessian: np.ndarray, free: np.ndarray) -> np.ndarray:
     return out
 
 
-def flat_direction(hessian: np.ndarray, free: np.ndarray, names: tuple[str, ...]) -> str | None:
-    """Name the direction along which the likelihood is flat, or None."""
-    index = np.flatnonzero(free)
+def flat_direction(
+    problem: NLMEProblem,
+    method: AbstractMarginalMethod,
+    fit: NLMEFit,
+    hessian: np.ndarray,
+    names: tuple[str, ...],
+) -> str | None:
+    """Name the direction along which the likelihood is flat, or None.
+
+    Near singular, the differences behind ``hessian`` leave doubt, and the curvature is measured again.
+    """
+    index = np.flatnonzero(np.asarray(problem.free.flat()))
     block = hessian[np.ix_(index, index)]
     if not np.all(np.isfinite(block)):
         return "(the information matrix is not finite)"
     scale = np.sqrt(np.maximum(np.abs(np.diag(block)), 1e-300))
     values, vectors = np.linalg.eigh(block / scale[:, None] / scale)
-    if values[0] > 1e-7:
+    direction, least = vectors[:, 0] / scale, values[0]
+    if abs(least) < 1e-4:
+        least = curvature(problem, method, fit, block, direction)
+    if least > 1e-7:
         return None
-    return describe_direction(vectors[:, 0] / scale, [names[k] for k in index])
+    return describe_direction(direction, [names[k] for k in index])
 
 
 def describe_direction(direction: np.ndarray, names: Sequence[str]) -> str:
