@@ -231,9 +231,6 @@ def test(args: list[str]) -> int:
         shutil.rmtree(cache)
         cache.mkdir(mode=0o700)
     env = task_environment(
-        # Most of the time goes into compiling: no threads within a program, as two processes run, and the older
-        # fusions, which doors always ask for and which compile twice as fast.
-        XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
         OPENBLAS_NUM_THREADS="1",  # its threads fight with XLA's
         OMP_NUM_THREADS="1",
         JAX_COMPILATION_CACHE_DIR=str(cache),
