@@ -187,7 +187,8 @@ def compile_bytecode() -> None:
     command = [PYTHON, "-m", "compileall", "-q", "-j", "0"]
     found = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(subprocess.check_output([str(PYTHON), "-c", found], text=True).strip())
-    call([*command, *(site / name for name in EVERYWHERE if (site / name).exists())], check=False)
+    folders = [ROOT / "jaxnlme", *(site / name for name in EVERYWHERE if (site / name).exists())]
+    call([*command, *folders], check=False)
 
 
 def constraints() -> Path:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxnlme._errors import ModelSpecError
+from jaxnlme._programs import Kept, reset_jax_cache
 
 __all__ = ["compiler_options", "enable_cache", "enable_default_cache", "outer_jit"]
 
@@ -195,13 +196,6 @@ def _configure(directory: str) -> None:
     reset_jax_cache()
 
 
-def reset_jax_cache() -> None:
-    """Make JAX read the cache directory again: it does so only once."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    compilation_cache.reset_cache()
-
-
 @functools.cache
 def compiler_options() -> dict[str, Any] | None:
     """Return compile options for the OUTERMOST ``jit`` of a door, or None.
@@ -259,12 +253,18 @@ _collection = _Collection()
 
 
 def outer_jit(
-    function: Callable[..., Any], *, hoist: bool = True, wide: bool = False, **jit_options: Any
+    function: Callable[..., Any],
+    *,
+    hoist: bool = True,
+    wide: bool = False,
+    keep: bool = False,
+    **jit_options: Any,
 ) -> Callable[..., Any]:
     """Wrap `function` in the outermost ``jit`` with :func:`compiler_options`, made on first call.
 
     For module-level use in doors: importing the module starts no backend. ``hoist=False`` leaves loop
-    invariants where they are, which compiles faster; ``wide=True`` uses the CPU's widest vectors.
+    invariants where they are, which compiles faster; ``wide=True`` uses the CPU's widest vectors;
+    ``keep=True`` keeps the program whole in our cache directory, for functions called by position.
 
     Examples
     --------
@@ -278,21 +278,35 @@ def outer_jit(
         _collection.pause()  # until `call` returns
         return function(*args, **kwargs)
 
+    def options() -> dict[str, Any] | None:
+        out = compiler_options()
+        if out is not None and not hoist:
+            out = {**out, **_NO_HOISTING}
+        if out is not None and wide:
+            out = {**out, **_WIDE_VECTORS}
+        return out
+
     @functools.cache
     def compiled() -> Callable[..., Any]:
-        options = compiler_options()
-        if options is not None and not hoist:
-            options = {**options, **_NO_HOISTING}
-        if options is not None and wide:
-            options = {**options, **_WIDE_VECTORS}
-        return jax.jit(traced, compiler_options=options, **jit_options)
+        return jax.jit(traced, compiler_options=options(), **jit_options)
+
+    kept = Kept(traced, options, _private_directory) if keep else None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         before = _collection.mine
         try:
-            return compiled()(*args, **kwargs)
+            program = kept.find(args) if kept is not None else None
+            return compiled()(*args, **kwargs) if program is None else program()
         finally:
             _collection.resume(before)
 
     return call
+
+
+def _private_directory() -> str | None:
+    """The directory that is ours, where programs may be kept whole."""
+    present = _setting("compilation_cache_dir")
+    return (
+        present if present and present == _ours and _setting("enable_compilation_cache") else None
+    )

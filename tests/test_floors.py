@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "jaxnlme"
 
 FLOORS = [
-    ["_errors", "_typing", "_results", "_cache", "_precision"],
+    ["_errors", "_typing", "_results", "_cache", "_programs", "_precision"],
     ["numerics", "links"],
     ["families", "error_models", "covariance", "penalties", "priors", "smooths", "structural"],
     ["design"],

@@ -26,7 +26,7 @@ from jaxnlme.structural import selfstart
 class FormulaModel:
     """The right side of a model formula as a function of parameters and data.
 
-    Two models with the same text, parameters and predictors are equal and have one hash, so that
+    Two models with the same expression, parameters and predictors are equal and have one hash, so that
     as a static argument of a compiled function a model is compiled once.
 
     Parameters
@@ -53,7 +53,8 @@ class FormulaModel:
     (('t',), 2.0)
     """
 
-    __slots__ = ("expression", "parameters", "predictors")
+    __slots__ = ("expression", "given", "parameters", "predictors")
+    given: str
     expression: Expression
     parameters: tuple[str, ...]
     predictors: tuple[str, ...]
@@ -66,6 +67,7 @@ class FormulaModel:
         if predictors is None:
             predictors = [n for n in expression.names if n not in parameters]
         _check_names(expression, parameters, tuple(predictors))
+        object.__setattr__(self, "given", text)
         object.__setattr__(self, "expression", expression)
         object.__setattr__(self, "parameters", parameters)
         object.__setattr__(self, "predictors", tuple(predictors))
@@ -79,7 +81,8 @@ class FormulaModel:
         return self.expression.text
 
     def _key(self) -> tuple:
-        return (self.text, self.parameters, self.predictors)
+        # Not the text: R's 15 digits of a number are not all of it.
+        return (self.expression.tree, self.parameters, self.predictors)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FormulaModel) and self._key() == other._key()
@@ -91,7 +94,7 @@ class FormulaModel:
         return f"FormulaModel({self.text!r}, {list(self.parameters)}, {list(self.predictors)})"
 
     def __reduce__(self) -> tuple:
-        return (FormulaModel, self._key())
+        return (FormulaModel, (self.given, self.parameters, self.predictors))
 
     def __call__(self, params: Mapping[str, Any], x: Mapping[str, Any]) -> Any:
         """Return the model's value for scalars of one row (or arrays of many)."""

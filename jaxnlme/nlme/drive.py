@@ -32,8 +32,12 @@ def _step(problem, method, params, state, max_steps, begin):
     return params, state, done, result, method.summarise(problem, params, state)
 
 
-_compiled_step = outer_jit(_step)
-_evaluate = outer_jit(lambda problem, method, params, u: method.evaluate(problem, params, u))
+def _evaluation(problem, method, params, u):
+    return method.evaluate(problem, params, u)
+
+
+_compiled_step = outer_jit(_step, keep=True)
+_evaluate = outer_jit(_evaluation, keep=True)
 
 
 def _steps(problem: NLMEProblem, method: AbstractMethod, params: NLMEParams, max_steps: int):

@@ -68,6 +68,18 @@ def test_models_copy_pickle_and_stay_as_they_are() -> None:
 
 
 @pytest.mark.x64
+def test_models_that_differ_in_a_last_digit_are_two() -> None:
+    fine, rounded = (
+        FormulaModel(f"{v} * a * x", ["a"]) for v in ("0.12345678901234567", "0.123456789012346")
+    )
+    assert fine.text == rounded.text  # 15 digits, as R prints it
+    assert fine != rounded
+    again = pickle.loads(pickle.dumps(fine))
+    assert again == fine
+    assert float(again({"a": 1.0}, {"x": 1.0})) == 0.12345678901234567
+
+
+@pytest.mark.x64
 def test_named_arguments_and_other_functions() -> None:
     named = FormulaModel("SSlogis(log(conc), scal=s, xmid=m, Asym=A)", ["A", "m", "s"])
     value = named({"A": 2.0, "m": 0.0, "s": 1.0}, {"conc": 1.0})
