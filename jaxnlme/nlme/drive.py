@@ -61,7 +61,7 @@ def _marginal_steps(
     problem = eqx.tree_at(lambda p: p.free, problem, jax.tree.map(np.asarray, problem.free))
     state = method.begin(problem, params, HOST)
     problem, done = jax.device_put(problem), False
-    judge, ended, unflat = method.judge, method.ended, params.unflat  # slow to look up in a module
+    judge, ended, unflat = method.judge, method.ended, params.unflat  # slow to look up each time
 
     def fit():
         summary = jax.tree.map(np.asarray, method.summarise(problem, params, state))
@@ -142,7 +142,8 @@ def gradients(
     """Return the gradient of -log L at several parameter vectors ``(k, d)``, by the compiled step."""
     problem = jax.device_put(problem)
     u, params = fit.state.u, jax.tree.map(np.asarray, fit.params)
-    found = (_evaluate(problem, method, params.unflat(np.asarray(x)), u) for x in points)
+    unflat = params.unflat
+    found = (_evaluate(problem, method, unflat(np.asarray(x)), u) for x in points)
     return np.array([np.asarray(new.gradient) for new in found])
 
 
