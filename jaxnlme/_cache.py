@@ -7,6 +7,7 @@ fusion emitters double the compile time of a mixed-effects objective without a f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
@@ -16,7 +17,7 @@ import platform
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxnlme._errors import ModelSpecError
-from jaxnlme._programs import Kept, reset_jax_cache
+from jaxnlme._programs import Kept
 
 __all__ = ["compiler_options", "enable_cache", "enable_default_cache", "outer_jit"]
 
@@ -44,6 +45,7 @@ _WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 _OPTION_KNOWN_IN = {(0, 10)}  # jaxlib (major, minor) where the option was seen to work
 
 _lock = threading.Lock()
+_compiling = threading.Lock()  # held while a program is traced, which takes the other
 _default_tried = False
 _ours: str | None = None  # the directory that we set, to tell it from the user's own
 
@@ -196,6 +198,26 @@ def _configure(directory: str) -> None:
     reset_jax_cache()
 
 
+def reset_jax_cache() -> None:
+    """Make JAX read its cache settings again: it does so only once."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def afresh() -> Iterator[None]:
+    """Compile without JAX's cache."""
+    with _compiling:
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_jax_cache()
+        try:
+            yield
+        finally:
+            jax.config.update("jax_enable_compilation_cache", True)
+            reset_jax_cache()
+
+
 @functools.cache
 def compiler_options() -> dict[str, Any] | None:
     """Return compile options for the OUTERMOST ``jit`` of a door, or None.
@@ -290,7 +312,7 @@ def outer_jit(
     def compiled() -> Callable[..., Any]:
         return jax.jit(traced, compiler_options=options(), **jit_options)
 
-    kept = Kept(traced, options, _private_directory) if keep else None
+    kept = Kept(traced, options, _private_directory, afresh) if keep else None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

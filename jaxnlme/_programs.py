@@ -16,8 +16,8 @@ import os
 import pickle
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxlib.version import __version__ as jaxlib_version
 
-__all__ = ["Kept", "describe", "reset_jax_cache"]
+__all__ = ["Kept", "describe"]
 
 log = logging.getLogger("jaxnlme")
 
-_lock = threading.Lock()
 _PACKAGE = __name__.partition(".")[0]
 # Settings that change what is traced or compiled.
 _SETTINGS = (
@@ -106,26 +105,6 @@ def _at_module_level(thing: Any) -> bool:
     return getattr(sys.modules.get(thing.__module__), name, None) is thing
 
 
-@contextlib.contextmanager
-def _afresh() -> Iterator[None]:
-    """Compile without JAX's cache: a program that comes from there cannot be written down again."""
-    with _lock:
-        jax.config.update("jax_enable_compilation_cache", False)
-        reset_jax_cache()
-        try:
-            yield
-        finally:
-            jax.config.update("jax_enable_compilation_cache", True)
-            reset_jax_cache()
-
-
-def reset_jax_cache() -> None:
-    """Make JAX read its cache settings again: it does so only once."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    compilation_cache.reset_cache()
-
-
 @functools.cache
 def _stamp() -> str:
     """Versions, flags and the state of the package's files."""
@@ -150,6 +129,8 @@ class Kept:
         Returns the compile options, on first use.
     directory
         Returns the private directory of the programs, or None.
+    afresh
+        Context in which programs do not come from JAX's cache: those cannot be written down again.
     """
 
     def __init__(
@@ -157,8 +138,10 @@ class Kept:
         function: Callable[..., Any],
         options: Callable[[], dict[str, Any] | None],
         directory: Callable[[], str | None],
+        afresh: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._function, self._options, self._directory = function, options, directory
+        self._afresh = afresh
         self._programs: dict[Any, tuple[Any, Any] | None] = {}
 
     def find(self, args: tuple[Any, ...]) -> Callable[[], Any] | None:
@@ -205,7 +188,7 @@ class Kept:
             found[:] = [jax.tree.structure(out)]
             return jax.tree.leaves(out)
 
-        with _afresh():
+        with self._afresh():
             compiled = jax.jit(flat, compiler_options=options).lower(*leaves).compile()
         (out,) = found
         try:

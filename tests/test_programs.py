@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from nlme.build import theo_problem
 
-from jaxnlme import _programs, error_models, nlme
-from jaxnlme._programs import Kept, Unknown, describe
+from jaxnlme import _cache, _programs, error_models, nlme
+from jaxnlme._programs import Unknown, describe
 from jaxnlme.design.model_formula import FormulaModel
 from jaxnlme.nlme.problem import StructuralModel
 
@@ -74,6 +74,10 @@ def test_what_another_process_may_not_have_is_refused(value):
         describe(value)
 
 
+def kept_in(function, options, directory):
+    return _programs.Kept(function, options, directory, _cache.afresh)
+
+
 def doubled(traces):
     def double(x):
         traces.append(x)
@@ -86,7 +90,7 @@ def test_a_program_is_traced_once_and_found_again(tmp_path):
     traces: list = []
 
     def run(x, dtype: type = np.float32):
-        kept = Kept(
+        kept = kept_in(
             doubled(traces), lambda: None, lambda: str(tmp_path)
         )  # a new process has a new one
         call = kept.find(({"in": np.asarray(x, dtype)},))
@@ -112,8 +116,8 @@ def test_a_program_is_traced_once_and_found_again(tmp_path):
 def test_nothing_is_kept_where_it_must_not_be(tmp_path):
     traces: list = []
     argument = {"in": np.ones(2, np.float32)}
-    assert Kept(doubled(traces), lambda: None, lambda: None).find((argument,)) is None
-    kept = Kept(doubled(traces), lambda: None, lambda: str(tmp_path))
+    assert kept_in(doubled(traces), lambda: None, lambda: None).find((argument,)) is None
+    kept = kept_in(doubled(traces), lambda: None, lambda: str(tmp_path))
     with jax.debug_nans(True):
         assert kept.find((argument,)) is None
     assert kept.find((Mine(jnp.zeros(2)),)) is None
@@ -182,7 +186,7 @@ def test_what_jax_has_in_its_cache_is_compiled_afresh(tmp_path):
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    _programs.reset_jax_cache()
+    _cache.reset_jax_cache()
     argument = ({"in": np.ones(2, np.float32)},)
     try:
         # The program that Kept will trace, as JAX keeps it.
@@ -195,7 +199,7 @@ def test_what_jax_has_in_its_cache_is_compiled_afresh(tmp_path):
             folder.mkdir()
             traces.clear()
             for _ in range(2):
-                kept = Kept(doubled(traces), lambda: None, lambda folder=folder: str(folder))
+                kept = kept_in(doubled(traces), lambda: None, lambda folder=folder: str(folder))
                 call = kept.find(argument)
                 assert call is not None
                 np.testing.assert_array_equal(call()["out"], 2)
@@ -203,4 +207,4 @@ def test_what_jax_has_in_its_cache_is_compiled_afresh(tmp_path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-        _programs.reset_jax_cache()
+        _cache.reset_jax_cache()
