@@ -149,6 +149,8 @@ class Kept:
         directory = self._directory()
         if directory is None or jax.config.jax_default_device is not None:  # pyright: ignore
             return None
+        if any(getattr(jax.config, name, False) for name in _WATCHED):
+            return None
         leaves, tree = jax.tree.flatten(args)
         if any(isinstance(leaf, Tracer) for leaf in leaves):
             return None
@@ -167,7 +169,7 @@ class Kept:
         return lambda: jax.tree.unflatten(out, compiled(*leaves))
 
     def _load_or_compile(self, args, leaves, tree, directory, settings):
-        if jax.default_backend() != "cpu" or any(getattr(jax.config, n, False) for n in _WATCHED):
+        if jax.default_backend() != "cpu":
             return None
         try:
             text = describe(args)

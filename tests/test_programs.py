@@ -120,6 +120,13 @@ def test_nothing_is_kept_where_it_must_not_be(tmp_path):
     kept = kept_in(doubled(traces), lambda: None, lambda: str(tmp_path))
     with jax.debug_nans(True):
         assert kept.find((argument,)) is None
+    call = kept.find((argument,))
+    assert call is not None
+    with jax.debug_nans(True):  # nor is one used that is there already
+        assert kept.find((argument,)) is None
+    for file in tmp_path.iterdir():
+        file.unlink()
+    traces.clear()
     assert kept.find((Mine(jnp.zeros(2)),)) is None
     seen = []
     jax.vmap(lambda x: seen.append(kept.find(({"in": x},))) or x)(jnp.ones((2, 2)))
@@ -177,7 +184,6 @@ def test_a_new_process_fits_without_tracing_and_to_the_same_bits(tmp_path):
 
 def test_what_jax_has_in_its_cache_is_compiled_afresh(tmp_path):
     """A program that was read from there cannot be written down again."""
-    argument = ({"in": np.ones(2, np.float32)},)
     settings = {
         "jax_compilation_cache_dir": str(tmp_path / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -156,8 +156,8 @@ def information(problem: NLMEProblem, method: AbstractMarginalMethod, fit: NLMEF
     index = np.flatnonzero(np.asarray(problem.free.flat()))
     metric = np.asarray(fit.state.bfgs.inverse_hessian)[np.ix_(index, index)]
     with np.errstate(all="ignore"):
-        curvature = np.diag(np.linalg.pinv(metric, hermitian=True))
-        h = np.where(curvature > 0, 1e-3 / np.sqrt(curvature), np.inf)
+        precision = np.diag(np.linalg.pinv(metric, hermitian=True))
+        h = np.where(precision > 0, 1e-3 / np.sqrt(precision), np.inf)
     h = np.where(np.isfinite(h), h, 1e-5 * np.maximum(1.0, np.abs(x[index])))
     directions = np.eye(len(x))[index] * h[:, None]
     out = np.zeros((len(x), len(x)))
