@@ -23,7 +23,7 @@ PAGE = {  # printed on MathWorks' example page: all four parameters random, then
 
 def main():
     data = jn.datasets.load("indometh")
-    call = (data["time"], data["conc"], data["Subject"], None, biexponential, [1, 1, 1, 1])
+    call = (data["time"], data["conc"], data["Subject"], None, biexponential, [1, 2, 1, 1])
 
     with warnings.catch_warnings():  # the fourth variance is zero, and the door says so
         warnings.simplefilter("ignore", jn.SingularFitWarning)

@@ -15,6 +15,7 @@ from jaxnlme import nlme
 from jaxnlme._cache import outer_jit
 from jaxnlme._results import RESULTS
 from jaxnlme.api._matlab_data import Designs, MatlabData
+from jaxnlme.api._matlab_lme import MatlabLME, MatlabState, differences
 from jaxnlme.api._matlab_model import MatlabFunction
 from jaxnlme.api._matlab_options import TRANSFORMS, NlmefitOptions
 from jaxnlme.api._matlab_stats import Linearisation, error_sd
@@ -94,9 +95,9 @@ def _packed_design(values: np.ndarray, kind: str, layout: GroupLayout) -> np.nda
 
 
 @outer_jit
-def _evaluate(problem: NLMEProblem, beta: Any, b: Any) -> tuple[Any, Any, Any]:
+def _evaluate(problem: NLMEProblem, beta: Any, b: Any, step: Any) -> tuple[Any, Any, Any]:
     phi = phi_of(problem, beta, b)
-    f, J = derivatives(problem, phi, 1)
+    f, J = derivatives(problem, phi, 1) if step is None else differences(problem, phi, step)
     return phi, f, J
 
 
@@ -108,9 +109,14 @@ class Point(NamedTuple):
     J: np.ndarray
 
 
-def evaluate(call: Call, beta: np.ndarray, b: np.ndarray | None = None) -> Point:
-    """Evaluate the model at ``beta`` and ``b`` (r, m), b = 0 by default; rows in data order."""
-    phi, f, J = _evaluate(call.problem, np.asarray(beta), _padded_b(call, b))
+def evaluate(
+    call: Call, beta: np.ndarray, b: np.ndarray | None = None, step: float | None = None
+) -> Point:
+    """Evaluate the model at ``beta`` and ``b`` (r, m), b = 0 by default; rows in data order.
+
+    Derivatives are exact, or forward differences of ``step``.
+    """
+    phi, f, J = _evaluate(call.problem, np.asarray(beta), _padded_b(call, b), step)
     phi = np.broadcast_to(np.asarray(phi), (*call.layout.shape, phi.shape[-1]))
     return Point(*(call.layout.unpack(np.asarray(a)) for a in (phi, f, J)))
 
@@ -174,16 +180,23 @@ class _Squares(NamedTuple):
         return bool(np.isfinite(self.value) and np.all(np.isfinite(self.X)))
 
 
-def refine_beta0(call: Call, beta0: np.ndarray, max_steps: int = 200) -> np.ndarray:
-    """Fit beta without random effects by Levenberg-Marquardt (MATLAB's RefineBeta0).
+def difference_step(options: NlmefitOptions) -> float | None:
+    """DerivStep where the fit takes differences as MATLAB does, None where derivatives are exact."""
+    differ = options.follows_matlab and options.options.Jacobian == "off"
+    return options.options.DerivStep if differ else None
+
+
+def refine_beta0(call: Call, beta0: np.ndarray) -> np.ndarray:
+    """Fit beta without random effects by Levenberg-Marquardt (MATLAB's RefineBeta0, its damping and its stop).
 
     A start at which columns of the Jacobian coincide (two exponentials with equal rates) is a
     saddle that exact arithmetic never leaves; it is spread a little, earlier parameters upwards.
     """
-    A = call.designs.rows("fixed", call.data.codes)
+    A, settings = call.designs.rows("fixed", call.data.codes), call.options.options
+    max_steps, step_of = settings.MaxIter * len(beta0), difference_step(call.options)
 
     def squares(beta: np.ndarray) -> _Squares:
-        point = evaluate(call, beta)
+        point = evaluate(call, beta, step=step_of)
         residual = call.y - point.f
         return _Squares(float(residual @ residual), residual, np.einsum("np,npf->nf", point.J, A))
 
@@ -196,25 +209,26 @@ def refine_beta0(call: Call, beta0: np.ndarray, max_steps: int = 200) -> np.ndar
         trial = squares(moved)
         if trial.finite:
             beta, now = moved, trial
-    damping = 1e-2
+    damping, floor = 1e-2, np.finfo(float).eps
     for _ in range(max_steps):
         gradient = now.X.T @ now.residual
         size = np.sqrt(np.maximum(np.sum(now.X**2, axis=0), 1e-300))
         scaled = (now.X / size).T @ (now.X / size)
-        trial = None
-        while damping < 1e12:
+        shrink = 0.1
+        while True:
             step = np.linalg.solve(scaled + damping * np.eye(len(beta)), gradient / size) / size
             trial = squares(beta + step)
-            if trial.finite and trial.value <= now.value:
+            better = trial.finite and trial.value < now.value
+            if better or damping > 1e16:
                 break
-            trial = None
-            damping *= 10
-        if trial is None:
+            damping, shrink = 10 * damping, 1.0
+        if not better:
             break
         decrease = now.value - trial.value
         beta, now = beta + step, trial
-        damping = max(damping / 10, 1e-12)
-        if decrease <= 1e-8 * now.value:
+        damping = max(shrink * damping, floor)
+        small = np.linalg.norm(step) < settings.TolX * (np.sqrt(floor) + np.linalg.norm(beta))
+        if small and decrease <= settings.TolFun * now.value:
             break
     return beta
 
@@ -245,14 +259,23 @@ def run(call: Call, beta0: np.ndarray, callback: Callback) -> Fitted:
     if options.error_parameters is not None:
         start = jnp.log(jnp.asarray(options.error_parameters))
         params0 = dataclasses.replace(params0, error=start)
-    fit = drive(
-        call.problem,
-        _method(options),
-        params0=params0,
-        max_steps=options.options.MaxIter,
-        callback=callback,
-    )
-    return _read_fit(call, fit)
+    stopped, steps = False, 0
+
+    def watch(info: dict[str, Any]) -> bool:
+        nonlocal stopped
+        stopped = callback({**info, "step": info["step"] + steps})
+        return stopped
+
+    def fit_by(method: nlme.AbstractMethod) -> nlme.NLMEFit:
+        limit = options.options.MaxIter
+        return drive(call.problem, method, params0=params0, max_steps=limit, callback=watch)
+
+    fit = fit_by(_method(call, beta0))
+    if isinstance(fit.state, MatlabState) and not stopped and (fit.state.flat or fit.state.failed):
+        steps = int(fit.stats["num_steps"])
+        fit = fit_by(_fixed_point(options))
+    fitted = _read_fit(call, fit)
+    return fitted._replace(num_steps=fitted.num_steps + steps)
 
 
 def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitted:
@@ -262,7 +285,7 @@ def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitte
     reproduce themselves. ``combined``: a and b of the residuals y - f, and mse scales them.
     """
     options, settings = call.options, call.options.options
-    method, kind = _method(options), options.error_model
+    method, kind = _method(call, np.asarray(params.beta)), options.error_model
     tolerance = settings.TolX if "TolX" in settings.given else 1e-7
     errorparam = np.ones(1)
     start = options.error_parameters
@@ -313,25 +336,46 @@ def _residual_error(problem: NLMEProblem, f: Any, log_start: Any) -> Any:
     return fit_residual_error(problem, f, log_start)
 
 
-def _method(options: NlmefitOptions) -> Any:
-    """Return the core's method; tolerances are ours unless the caller gave one.
+def _method(call: Call, beta0: np.ndarray) -> Any:
+    """Return the method: MATLAB's schedule of LME and RELME with "fminsearch", the core's for all others.
 
-    LME stops on a change in units of standard errors, FO and FOCE on the expected decrease of
-    -log L, which is the square of such a change.
+    The core's tolerances are its own unless the caller gave one: LME stops on a change in units of
+    standard errors, FO and FOCE on the expected decrease of -log L, the square of such a change.
     """
+    options = call.options
+    if options.follows_matlab:
+        values, first = options.options, float(call.data.X.flat[0])
+        return MatlabLME(
+            options.approximation_type == "RELME",
+            options.cov_parameterization,
+            exact=difference_step(options) is None,
+            tol_x=max(values.TolX, np.sqrt(np.spacing(abs(float(beta0[0]))))),
+            tol_fun=max(values.TolFun, np.sqrt(np.spacing(abs(first)))),
+            deriv_step=values.DerivStep,
+            max_iter=float(values.MaxIter),
+        )
+    if options.approximation_type in ("LME", "RELME"):
+        return _fixed_point(options)
+    choice = {"tolerance": min(limits) ** 2} if (limits := _limits(options)) else {}
+    first_order = options.approximation_type == "FO"
+    return nlme.FO(**choice) if first_order else nlme.FOCE(interaction=False, **choice)
+
+
+def _fixed_point(options: NlmefitOptions) -> nlme.LME:
+    combined, limits = options.error_model == "combined", _limits(options)
+    # Refitting a and b to shrunken residuals can circle at 1e-6 standard errors for ever.
+    default = 1e-5 if combined else 1e-7
+    return nlme.LME(
+        restricted=options.approximation_type == "RELME",
+        error_from="residuals" if combined else "marginal",
+        tolerance=min(limits) if limits and not options.follows_matlab else default,
+    )
+
+
+def _limits(options: NlmefitOptions) -> list[float]:
     given, values = options.options.given, options.options
     limits = [values.TolX] if "TolX" in given else []
-    limits += [values.TolFun**0.5] if "TolFun" in given else []
-    name = options.approximation_type
-    if name in ("LME", "RELME"):
-        combined = options.error_model == "combined"
-        # Refitting a and b to shrunken residuals can circle at 1e-6 standard errors for ever.
-        default = 1e-5 if combined else 1e-7
-        tolerance = min(limits) if limits else default
-        make = nlme.RELME if name == "RELME" else nlme.LME
-        return make(error_from="residuals" if combined else "marginal", tolerance=tolerance)
-    choice = {"tolerance": min(limits) ** 2} if limits else {}
-    return nlme.FO(**choice) if name == "FO" else nlme.FOCE(interaction=False, **choice)
+    return limits + ([values.TolFun**0.5] if "TolFun" in given else [])
 
 
 def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
@@ -347,8 +391,12 @@ def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
         covb = np.asarray(state.beta_covariance)
         if kind == "combined":
             # a and b of the individual residuals; mse scales the variance they give (MATLAB)
-            errorparam = np.asarray(problem.error_model.natural(state.residual_error))
-            mse = float((error[0] / errorparam[0]) ** 2)
+            if isinstance(state, MatlabState):  # the weights' a and b, then those of the last fit
+                used = np.asarray(state.error)
+                errorparam = np.exp(np.asarray(_residual_error(problem, state.f, np.log(used))))
+            else:
+                errorparam = used = np.asarray(problem.error_model.natural(state.residual_error))
+            mse = float((error[0] / used[0]) ** 2)
     else:
         if approximation == "FO":
             b = np.zeros_like(b)

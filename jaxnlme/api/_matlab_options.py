@@ -115,6 +115,11 @@ class NlmefitOptions:
     missing: str = "raise"
     options: StatsetOptions = dataclasses.field(default_factory=lambda: StatsetOptions({}))
 
+    @property
+    def follows_matlab(self) -> bool:
+        """True where the fit takes MATLAB's path step by step, not the shortest one to the fixed point."""
+        return self.approximation_type in ("LME", "RELME") and self.optim_fun == "fminsearch"
+
 
 class StatsetOptions(Mapping[str, Any]):
     """MATLAB's ``statset('nlmefit')`` structure: attribute and dict access, read only.
@@ -246,8 +251,8 @@ def _deriv_step(name: str, value: Any) -> float:
     steps = np.unique(np.asarray(value, dtype=float))
     if steps.size != 1:
         raise ModelSpecError(
-            f"Options.DerivStep = {value!r}: one step for all parameters is supported. Derivatives "
-            "of a model written with jax.numpy are exact and need none."
+            f"Options.DerivStep = {value!r}: one step for all parameters is supported. With "
+            "Jacobian='on' derivatives are exact (automatic differentiation) and need none."
         )
     return _positive(name, steps[0])
 
@@ -267,15 +272,6 @@ def _display(name: str, value: Any) -> str:
     return str(value).lower()
 
 
-def _jacobian(name: str, value: Any) -> str:
-    if _switch("Options.Jacobian", value) == "on":
-        raise ModelSpecError(
-            "Options.Jacobian = 'on' is not needed: derivatives are exact by automatic "
-            "differentiation. Let modelfun return its values only and leave Jacobian 'off'."
-        )
-    return "off"
-
-
 def _output_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...] | None:
     if value is None or (isinstance(value, list | tuple) and not value):
         return None
@@ -293,7 +289,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "DerivStep": _deriv_step,
     "Display": _display,
     "FunValCheck": lambda name, value: _switch(f"Options.{name}", value),
-    "Jacobian": _jacobian,
+    "Jacobian": lambda name, value: _switch(f"Options.{name}", value),
     "MaxIter": _steps,
     "OutputFcn": _output_functions,
     "TolFun": _positive,
@@ -331,8 +327,22 @@ def parse_options(name_value: Mapping[str, Any]) -> NlmefitOptions:
         if name[:2] in ("FE", "RE") and name != "RefineBeta0":
             continue
         read[NAMES.get(name, EXTRA.get(name, name))] = _value(name, key, value)
-    return NlmefitOptions(
+    options = NlmefitOptions(
         fixed=_effects("FE", given), random=_effects("RE", given), **_given_only(read)
+    )
+    _check_derivatives(options)
+    return options
+
+
+def _check_derivatives(options: NlmefitOptions) -> None:
+    """Refuse a step of derivatives where there is none."""
+    step, by_differences = options.options.DerivStep, options.follows_matlab
+    if step == DERIV_STEP or (by_differences and options.options.Jacobian == "off"):
+        return
+    raise ModelSpecError(
+        f"Options.DerivStep = {step:g}: only 'LME' and 'RELME' with OptimFun='fminsearch' and "
+        "Jacobian='off' take differences; derivatives are exact here (automatic differentiation). "
+        "Leave DerivStep out."
     )
 
 
@@ -373,19 +383,10 @@ def _value(name: str, key: str, value: Any) -> Any:
     if name == "CovPattern":
         return _pattern(key, value)
     if isinstance(value, Mapping):  # Options
-        return _fit_options(key, StatsetOptions(_explicit(value)))
+        return StatsetOptions(_explicit(value))
     raise ModelSpecError(
         f"{key} = {value!r}: give statset(...) or a dict such as {{'TolX': 1e-6}}."
     )
-
-
-def _fit_options(key: str, options: StatsetOptions) -> StatsetOptions:
-    if options.DerivStep != DERIV_STEP:
-        raise ModelSpecError(
-            f"{key}.DerivStep = {options.DerivStep:g}: derivatives of modelfun are exact by "
-            "automatic differentiation and take no step. Leave DerivStep out."
-        )
-    return options
 
 
 def _empty(value: Any) -> bool:

@@ -161,3 +161,38 @@ def sweep_inverse(a: Float[Array, "q q"]) -> tuple[Float[Array, "q q"], Float[Ar
     else:
         swept, least = functools.reduce(lambda carry, k: sweep(k, carry), range(a.shape[0]), start)
     return -swept, least
+
+
+def expm_symmetric(a: Float[Array, "q q"]) -> Float[Array, "q q"]:
+    """Return the exponential of a small symmetric matrix of norm below some fifty.
+
+    Taylor's series of ``a / 2^8``, squared eight times.
+    """
+    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+    scaled = a / 2.0**8
+
+    def term(k, series):  # Horner: 1 + x (1 + x/2 (1 + x/3 ...))
+        return eye + (scaled @ series) / (13.0 - k).astype(a.dtype)
+
+    series = jax.lax.fori_loop(0, 13, lambda k, s: term(jnp.asarray(k, a.dtype), s), eye)
+    return jax.lax.fori_loop(0, 8, lambda _, s: s @ s, series)
+
+
+def row_factor(a: Float[Array, "q q"]) -> Float[Array, "q q"]:
+    """Return the lower triangular L with ``L L' = a a'`` and a diagonal that is not negative.
+
+    Gram and Schmidt on the rows, which a product ``a a'`` close to singular does not harm.
+    """
+    q = a.shape[-1]
+    eye = jnp.eye(q, dtype=a.dtype)
+    unit: list[Array] = []
+    rows = []
+    for i in range(q):
+        rest, row = a[i], jnp.zeros(q, a.dtype)
+        for j, direction in enumerate(unit):
+            along = jnp.sum(rest * direction)
+            rest, row = rest - along * direction, row + along * eye[j]
+        length = jnp.sqrt(jnp.sum(rest**2))
+        unit.append(rest / jnp.where(length > 0, length, 1.0))
+        rows.append(row + length * eye[i])
+    return jnp.stack(rows)

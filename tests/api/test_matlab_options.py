@@ -137,7 +137,7 @@ def test_statset_spellings():
         ({"MaxIter": 2.5}, ModelSpecError, "whole number"),
         ({"Display": "loud"}, ModelSpecError, "off"),
         ({"FunValCheck": "yes"}, ModelSpecError, "'on' or 'off'"),
-        ({"Jacobian": "on"}, ModelSpecError, "exact by automatic differentiation"),
+        ({"Jacobian": "exact"}, ModelSpecError, "'on' or 'off'"),
         ({"OutputFcn": "plot"}, ModelSpecError, r"stop = f\(beta, status, state\)"),
         ({"DerivStep": [1e-3, 1e-4]}, ModelSpecError, "one step"),
     ],

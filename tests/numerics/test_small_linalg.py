@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from jaxnlme.numerics.arithmetic import HOST, TRACED, inverse_spd
 from jaxnlme.numerics.blocks import sandwich, small_matmul, transpose
@@ -14,7 +15,9 @@ from jaxnlme.numerics.small_linalg import (
     cho_solve,
     cho_solve_vector,
     cholesky,
+    expm_symmetric,
     logdet,
+    row_factor,
     solve_lower,
 )
 
@@ -123,3 +126,29 @@ def test_inverse_of_an_information_matrix(arithmetic):
     # a floor under the diagonal
     got = inverse(np.diag([1.0, 1e-9]), np.ones(2, bool), floor=np.array([0.0, 0.5]), damping=0.0)
     np.testing.assert_allclose(got, np.diag([1.0, 2.0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 6])
+def test_exponential_of_a_symmetric_matrix(q):
+    """SciPy's; errors are relative to the largest eigenvalue."""
+    rng = np.random.default_rng(q)
+    for size in (0.1, 3.0, 12.0):
+        a = rng.normal(size=(q, q))
+        a = size * (a + a.T) / 2
+        expected = scipy.linalg.expm(a)
+        found = expm_symmetric(jnp.asarray(a))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 6])
+def test_row_factor(q):
+    rng = np.random.default_rng(q)
+    a = rng.normal(size=(q, q))
+    low = np.asarray(row_factor(jnp.asarray(a)))
+    np.testing.assert_allclose(low, np.linalg.cholesky(a @ a.T), rtol=0, atol=1e-12)
+    a[-1] = (
+        a[0] * (1 + 1e-9) if q > 1 else 0.0
+    )  # nearly dependent: the product has no Cholesky factor
+    low = np.asarray(row_factor(jnp.asarray(a)))
+    np.testing.assert_allclose(low @ low.T, a @ a.T, rtol=0, atol=1e-14)
+    assert np.all(np.diag(low) >= 0)
