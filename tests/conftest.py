@@ -38,6 +38,24 @@ def x64() -> Iterator[None]:
         yield
 
 
+# Folders whose time is compilation, not running: there XLA leaves most of its optimisation out, which JAX has a
+# setting for (a third of their time). Tests of what the compiled code must keep, bits and padding, stay as users
+# have it, as do calibration, the examples, the pages and the demo. JAXNLME_OPTIMISED=1: every test.
+_COMPILES = {"api", "contract", "diagnostics", "families", "glm", "nlme", "numerics", "results"}
+_AS_USERS_HAVE_IT = {"test_properties.py", "test_metamorphic.py"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile without optimisation where that costs more than it gains."""
+    quick = request.path.parent.name in _COMPILES and request.path.name not in _AS_USERS_HAVE_IT
+    quick = quick and os.environ.get("JAXNLME_OPTIMISED") != "1"
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", quick or before)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Studies take minutes each: they run on request."""
     if os.environ.get("JAXNLME_STUDIES") == "1":

@@ -61,9 +61,8 @@ class MatlabState(eqx.Module):
     settled: Bool[Array, ""]
     failed: Bool[Array, ""]
     f: Float[Array, "m n"]
-    flat: Bool[
-        Array, ""
-    ]  # a correlation at +-1: the likelihood is flat there, rounding steers the search
+    # A correlation at +-1: the likelihood is flat there, rounding steers the search.
+    flat: Bool[Array, ""]
 
 
 class _Point(NamedTuple):
