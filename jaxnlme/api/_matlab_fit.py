@@ -263,8 +263,12 @@ def run(call: Call, beta0: np.ndarray, callback: Callback) -> Fitted:
 
     def watch(info: dict[str, Any]) -> bool:
         nonlocal stopped
-        stopped = callback({**info, "step": info["step"] + steps})
+        stopped = callback({**info, "step": info["step"] + steps, "mse": lambda: mse(info)})
         return stopped
+
+    def mse(info: dict[str, Any]) -> float:
+        error = np.asarray(call.problem.error_model.natural(info["error"]))
+        return _mean_square(call, error, info["state"])
 
     def fit_by(method: nlme.AbstractMethod) -> nlme.NLMEFit:
         limit = options.options.MaxIter
@@ -293,8 +297,11 @@ def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitte
 
     def watch(info: dict[str, Any]) -> bool:
         nonlocal stopped
-        stopped = callback({**info, "step": info["step"] + steps})
+        stopped = callback({**info, "step": info["step"] + steps, "mse": lambda: mse(info)})
         return stopped
+
+    def mse(info: dict[str, Any]) -> float:
+        return float(np.exp(2 * np.asarray(info["error"])[0]))
 
     for _ in range(settings.MaxIter):
         packed = jnp.asarray(call.layout.pack(weights**2, fill=0.0))
@@ -385,18 +392,17 @@ def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
     beta, b = np.asarray(params.beta), np.asarray(fit.stats["b"])[: call.data.num_groups].T
     psi = problem.covariance.psi(np.asarray(params.theta))[0]
     error = np.asarray(problem.error_model.natural(params.error))
-    errorparam, mse = error, float(error[0] ** 2)
+    errorparam, mse = error, _mean_square(call, error, state)
     log_likelihood = float(fit.stats["log_likelihood"])
     if alternating:
         covb = np.asarray(state.beta_covariance)
         if kind == "combined":
-            # a and b of the individual residuals; mse scales the variance they give (MATLAB)
-            if isinstance(state, MatlabState):  # the weights' a and b, then those of the last fit
-                used = np.asarray(state.error)
-                errorparam = np.exp(np.asarray(_residual_error(problem, state.f, np.log(used))))
+            # a and b of the individual residuals
+            if isinstance(state, MatlabState):  # one refit after the last weights
+                start = np.log(np.maximum(np.asarray(state.error), 1e-100))
+                errorparam = np.exp(np.asarray(_residual_error(problem, state.f, start)))
             else:
-                errorparam = used = np.asarray(problem.error_model.natural(state.residual_error))
-            mse = float((error[0] / used[0]) ** 2)
+                errorparam = np.asarray(problem.error_model.natural(state.residual_error))
     else:
         if approximation == "FO":
             b = np.zeros_like(b)
@@ -411,6 +417,16 @@ def _read_fit(call: Call, fit: nlme.NLMEFit) -> Fitted:
             errorparam = errorparam * np.sqrt(scale)
     steps = int(fit.stats["num_steps"])
     return Fitted(beta, psi, mse, covb, errorparam, b, log_likelihood, fit.result, steps)
+
+
+def _mean_square(call: Call, error: np.ndarray, state: Any) -> float:
+    """The variance of the weighted error: with combined errors it scales what a and b give (MATLAB)."""
+    if isinstance(state, MatlabState):
+        return float(state.sigma**2)
+    alternating = call.options.approximation_type in ("LME", "RELME")
+    if alternating and call.options.error_model == "combined":
+        return float((error[0] / np.exp(np.asarray(state.residual_error)[0])) ** 2)
+    return float(error[0] ** 2)
 
 
 @outer_jit

@@ -275,7 +275,7 @@ class _Watcher:
             return False
         problem = self.call.problem
         psi = problem.covariance.psi(info["theta"])[0]
-        mse = float(np.asarray(problem.error_model.natural(info["error"]))[0] ** 2)
+        mse = info["mse"]()
         self.status.iteration = info["step"]
         self.status.fval = -info["log_likelihood"]
         self.status.Psi, self.status.mse = psi, mse

@@ -90,7 +90,7 @@ def drive(
     ----------
     callback
         Called after each step with a dict (``step``, ``log_likelihood``, ``beta``, ``theta``, ``error``,
-        ``decrement``); a true return value stops the fit with the parameters it has.
+        ``decrement``, the method's ``state``); a true return value stops the fit with the parameters it has.
 
     Notes
     -----
@@ -113,6 +113,7 @@ def drive(
                 "theta": np.asarray(fit.params.theta),
                 "error": np.asarray(fit.params.error),
                 "decrement": float(fit.stats["decrement"]),
+                "state": fit.state,
                 "done": done,
             }
             if callback(info) and not done:

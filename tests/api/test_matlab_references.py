@@ -390,7 +390,7 @@ def test_output_function_sees_and_stops(theo_lme):
 
 
 def test_output_function_sees_theta_in_matlabs_parameterisation(theo_lme):
-    for name in ("logm", "chol"):
+    for name, error in (("logm", "constant"), ("chol", "constant"), ("logm", "combined")):
         last = {}
 
         def watch(beta, status, state, last=last):
@@ -398,8 +398,9 @@ def test_output_function_sees_theta_in_matlabs_parameterisation(theo_lme):
                 last.update(theta=status.theta, mse=status.mse)
 
         _, psi, stats, _ = fit(
-            "matlab_theo_lme", Options={"OutputFcn": [watch]}, CovParameterization=name
-        )
+            "matlab_theo_lme", Options={"OutputFcn": [watch]}, CovParameterization=name,
+            ErrorModel=error,
+        )  # fmt: skip
         variance = np.diag(psi) / stats.mse
         expected = -np.log(variance) if name == "logm" else variance**-0.5
         np.testing.assert_allclose(last["theta"], expected, rtol=1e-5)
