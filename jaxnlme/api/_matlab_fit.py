@@ -180,12 +180,6 @@ class _Squares(NamedTuple):
         return bool(np.isfinite(self.value) and np.all(np.isfinite(self.X)))
 
 
-def difference_step(options: NlmefitOptions) -> float | None:
-    """DerivStep where the fit takes differences as MATLAB does, None where derivatives are exact."""
-    differ = options.follows_matlab and options.options.Jacobian == "off"
-    return options.options.DerivStep if differ else None
-
-
 def refine_beta0(call: Call, beta0: np.ndarray) -> np.ndarray:
     """Fit beta without random effects by Levenberg-Marquardt (MATLAB's RefineBeta0, its damping and its stop).
 
@@ -193,7 +187,7 @@ def refine_beta0(call: Call, beta0: np.ndarray) -> np.ndarray:
     saddle that exact arithmetic never leaves; it is spread a little, earlier parameters upwards.
     """
     A, settings = call.designs.rows("fixed", call.data.codes), call.options.options
-    max_steps, step_of = settings.MaxIter * len(beta0), difference_step(call.options)
+    max_steps, step_of = settings.MaxIter * len(beta0), call.options.difference_step
 
     def squares(beta: np.ndarray) -> _Squares:
         point = evaluate(call, beta, step=step_of)
@@ -259,27 +253,36 @@ def run(call: Call, beta0: np.ndarray, callback: Callback) -> Fitted:
     if options.error_parameters is not None:
         start = jnp.log(jnp.asarray(options.error_parameters))
         params0 = dataclasses.replace(params0, error=start)
-    stopped, steps = False, 0
-
-    def watch(info: dict[str, Any]) -> bool:
-        nonlocal stopped
-        stopped = callback({**info, "step": info["step"] + steps, "mse": lambda: mse(info)})
-        return stopped
-
-    def mse(info: dict[str, Any]) -> float:
-        error = np.asarray(call.problem.error_model.natural(info["error"]))
-        return _mean_square(call, error, info["state"])
+    watch = _Watch(call, callback)
 
     def fit_by(method: nlme.AbstractMethod) -> nlme.NLMEFit:
         limit = options.options.MaxIter
         return drive(call.problem, method, params0=params0, max_steps=limit, callback=watch)
 
     fit = fit_by(_method(call, beta0))
-    if isinstance(fit.state, MatlabState) and not stopped and (fit.state.flat or fit.state.failed):
-        steps = int(fit.stats["num_steps"])
+    lost = isinstance(fit.state, MatlabState) and (fit.state.flat or fit.state.failed)
+    if lost and not watch.stopped:
+        watch.steps = int(fit.stats["num_steps"])
         fit = fit_by(_fixed_point(options))
     fitted = _read_fit(call, fit)
-    return fitted._replace(num_steps=fitted.num_steps + steps)
+    return fitted._replace(num_steps=fitted.num_steps + watch.steps)
+
+
+class _Watch:
+    """Hands each step on to the door, which counts over several fits and asks for ``mse`` where it shows it."""
+
+    def __init__(self, call: Call, callback: Callback) -> None:
+        self.call, self.callback = call, callback
+        self.steps, self.stopped = 0, False
+
+    def __call__(self, info: dict[str, Any]) -> bool:
+        step = info["step"] + self.steps
+        self.stopped = self.callback({**info, "step": step, "mse": lambda: self._mse(info)})
+        return self.stopped
+
+    def _mse(self, info: dict[str, Any]) -> float:
+        error = np.asarray(self.call.problem.error_model.natural(info["error"]))
+        return _mean_square(self.call, error, info["state"])
 
 
 def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitted:
@@ -293,27 +296,19 @@ def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitte
     tolerance = settings.TolX if "TolX" in settings.given else 1e-7
     errorparam = np.ones(1)
     start = options.error_parameters
-    weights, steps, stopped = np.ones(call.data.num_rows), 0, False
-
-    def watch(info: dict[str, Any]) -> bool:
-        nonlocal stopped
-        stopped = callback({**info, "step": info["step"] + steps, "mse": lambda: mse(info)})
-        return stopped
-
-    def mse(info: dict[str, Any]) -> float:
-        return float(np.exp(2 * np.asarray(info["error"])[0]))
-
+    weights, watch = np.ones(call.data.num_rows), _Watch(call, callback)
     for _ in range(settings.MaxIter):
         packed = jnp.asarray(call.layout.pack(weights**2, fill=0.0))
         now = dataclasses.replace(call, problem=dataclasses.replace(call.problem, weights=packed))
         fit = drive(now.problem, method, params0=params, max_steps=settings.MaxIter, callback=watch)
         fitted = _read_fit(now, fit)
-        old, params, steps = np.asarray(params.beta), fit.params, steps + fitted.num_steps
+        old, params = np.asarray(params.beta), fit.params
+        watch.steps += fitted.num_steps
         change = np.max(np.abs(fitted.beta - old) / np.maximum(np.abs(fitted.beta), 1e-8))
         f = evaluate(call, fitted.beta, fitted.b).f
         if kind == "combined":
             errorparam = start = _combined_error(call, f, start)
-        if stopped or change < tolerance or fitted.result != RESULTS.successful:
+        if watch.stopped or change < tolerance or fitted.result != RESULTS.successful:
             break
         g = error_sd(kind, errorparam, f)
         weights = 1.0 / np.where(g > 0, g, 1.0)
@@ -321,7 +316,7 @@ def _run_reweighted(call: Call, params: NLMEParams, callback: Callback) -> Fitte
         fitted = fitted._replace(result=RESULTS.max_steps_reached)
     if kind == "combined":
         fitted = fitted._replace(errorparam=errorparam)
-    return fitted._replace(num_steps=steps)
+    return fitted._replace(num_steps=watch.steps)
 
 
 def _combined_error(call: Call, f: np.ndarray, start: np.ndarray | None) -> np.ndarray:
@@ -355,7 +350,7 @@ def _method(call: Call, beta0: np.ndarray) -> Any:
         return MatlabLME(
             options.approximation_type == "RELME",
             options.cov_parameterization,
-            exact=difference_step(options) is None,
+            exact=options.difference_step is None,
             tol_x=max(values.TolX, np.sqrt(np.spacing(abs(float(beta0[0]))))),
             tol_fun=max(values.TolFun, np.sqrt(np.spacing(abs(first)))),
             deriv_step=values.DerivStep,

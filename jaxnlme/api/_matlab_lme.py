@@ -26,11 +26,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxnlme._results import RESULTS
 from jaxnlme._typing import Array, Bool, Float, Int
 from jaxnlme.mixed.lmm import CrossProducts, Profile, cross_products, fixed_information, profile
 from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
-from jaxnlme.nlme.lme import LME
+from jaxnlme.nlme.lme import LME, blank_products, why_ended
 from jaxnlme.nlme.method import AbstractMethod, Summary, over_chunks
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem
 from jaxnlme.numerics.blocks import small_matmul
@@ -48,7 +47,6 @@ class MatlabState(eqx.Module):
     beta: Float[Array, "f"]
     b: Float[Array, "m q"]
     entries: Float[Array, "t"]  # of log(Delta'Delta) or of Delta
-    factor: Float[Array, "t"]  # of the covariance relative to sigma, as NLMEParams.theta has it
     weights: Float[Array, "m n"]  # of the residuals (MATLAB's, not squared)
     error: Float[Array, "e"]  # a and b of the combined error
     sigma: Float[Array, ""]
@@ -128,7 +126,6 @@ class MatlabLME(AbstractMethod):
             beta=params.beta,
             b=jnp.zeros((m, problem.num_random), dtype),
             entries=jnp.zeros(t, dtype),
-            factor=jnp.zeros(t, dtype),
             weights=(problem.weights > 0).astype(dtype),
             error=given.astype(dtype),
             sigma=jnp.ones((), dtype),
@@ -150,13 +147,13 @@ class MatlabLME(AbstractMethod):
         pattern, rows = problem.covariance.blocks[0].pattern, problem.num_rows()
         free = jnp.ones_like(state.beta)
 
-        def fitted(entries: Array) -> tuple[Array, Profile]:
+        def fitted(entries: Array) -> tuple[Array, Profile, Array]:
             lam = self._factors(entries, pattern)[1]
             fit = profile(point.products, lam, rows, free, restricted=self.restricted)
             value = 0.5 * fit.deviance
             # MATLAB refuses what is singular to the last digit: the Cholesky factor of expm fails.
             usable = jnp.isfinite(value) & ~self._singular(lam, float(jnp.finfo(lam.dtype).eps))
-            return jnp.where(usable, value, _WORST), fit
+            return jnp.where(usable, value, _WORST), fit, lam
 
         loose = 10.0**_LOOSEST
         found = fminsearch(
@@ -166,17 +163,13 @@ class MatlabLME(AbstractMethod):
             tol_fun=loose * self.tol_fun,
             max_steps=(state.entries.shape[0] + problem.num_fixed) * self.max_iter,
         )
-        lam = self._factors(found.x, pattern)[1]
-        objective, fit = fitted(found.x)
+        objective, fit, lam = fitted(found.x)
         weights, error = self._reweighted(problem, state, point.f)
-        dof = rows - (jnp.sum(free) if self.restricted else 0.0)
-        sigma = jnp.sqrt(fit.pss / dof)
+        sigma = jnp.sqrt(fit.pss / fit.dof)
         used = problem.weights > 0
         log_weights = jnp.sum(jnp.log(jnp.where(used, weights, 1.0)))
         log_likelihood = log_weights - objective + problem.log_jacobian()
-        change = jnp.maximum(
-            jnp.max(jnp.abs(point.beta - state.beta)), jnp.max(jnp.abs(point.b - state.b))
-        )
+        change = _longest(point.beta - state.beta, point.b - state.b)
         scale = 10.0 ** state.looseness.astype(sigma.dtype)
         still = (jnp.abs(state.objective - objective) <= scale * self.tol_fun) & (
             change <= scale * self.tol_x
@@ -187,7 +180,6 @@ class MatlabLME(AbstractMethod):
             beta=point.beta,
             b=point.b,
             entries=found.x,
-            factor=factor[jnp.array(rows_), jnp.array(columns)],
             weights=weights,
             error=error,
             sigma=sigma,
@@ -202,17 +194,13 @@ class MatlabLME(AbstractMethod):
             f=point.f,
             flat=self._singular(lam, _FLAT),
         )
-        return NLMEParams(new.beta, sigma * new.factor, jnp.log(sigma * error)), new
+        theta = sigma * factor[jnp.array(rows_), jnp.array(columns)]
+        return NLMEParams(new.beta, theta, jnp.log(sigma * error)), new
 
     def terminate(self, problem, params, state, max_steps):
         del problem, params
         done = state.settled | state.failed | (state.k >= max_steps)
-        result = RESULTS.where(
-            state.failed,
-            RESULTS.nonfinite,
-            RESULTS.where(state.settled, RESULTS.successful, RESULTS.max_steps_reached),
-        )
-        return done, result
+        return done, why_ended(state.settled, state.failed)
 
     def log_likelihood(self, problem, params):
         return LME(restricted=self.restricted).log_likelihood(problem, params)
@@ -226,7 +214,7 @@ class MatlabLME(AbstractMethod):
             gradient=jnp.zeros_like(state.entries),  # a simplex search knows none
             decrement=state.change**2,
             converged_groups=jnp.all(jnp.isfinite(state.b), -1),
-            theta_scale=jnp.ones_like(state.factor),
+            theta_scale=jnp.ones_like(state.entries),
         )
 
     def _pnls(self, problem: NLMEProblem, state: MatlabState) -> _Point:
@@ -285,14 +273,12 @@ class MatlabLME(AbstractMethod):
                 failed=failed,
             )
 
-        shapes = jax.eval_shape(evaluate, state.beta, state.b)
-        sums, (f, *grouped) = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         start = _Point(
             beta=state.beta,
             b=state.b,
             sse=jnp.full((), jnp.inf, free.dtype),
-            f=f,
-            products=CrossProducts(*grouped, *sums[:3]),
+            f=jnp.zeros_like(problem.y),
+            products=blank_products(m, q, problem.num_fixed, free.dtype),
             entries=state.entries,
             d_beta=jnp.zeros_like(state.beta),
             d_b=jnp.zeros_like(state.b),

@@ -120,6 +120,12 @@ class NlmefitOptions:
         """True where the fit takes MATLAB's path step by step, not the shortest one to the fixed point."""
         return self.approximation_type in ("LME", "RELME") and self.optim_fun == "fminsearch"
 
+    @property
+    def difference_step(self) -> float | None:
+        """DerivStep where the fit takes differences as MATLAB does, None where derivatives are exact."""
+        differ = self.follows_matlab and self.options.Jacobian == "off"
+        return self.options.DerivStep if differ else None
+
 
 class StatsetOptions(Mapping[str, Any]):
     """MATLAB's ``statset('nlmefit')`` structure: attribute and dict access, read only.
@@ -336,8 +342,8 @@ def parse_options(name_value: Mapping[str, Any]) -> NlmefitOptions:
 
 def _check_derivatives(options: NlmefitOptions) -> None:
     """Refuse a step of derivatives where there is none."""
-    step, by_differences = options.options.DerivStep, options.follows_matlab
-    if step == DERIV_STEP or (by_differences and options.options.Jacobian == "off"):
+    step = options.options.DerivStep
+    if step == DERIV_STEP or options.difference_step is not None:
         return
     raise ModelSpecError(
         f"Options.DerivStep = {step:g}: only 'LME' and 'RELME' with OptimFun='fminsearch' and "

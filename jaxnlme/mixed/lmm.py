@@ -77,6 +77,7 @@ class Profile(eqx.Module):
     pss: Float[Array, ""]  # penalised sum of squares |W^(1/2) r|^2 + |u|^2 at its minimum
     chol_xvx: Float[Array, "f f"]  # of X' V^-1 X, V = sigma^-2 Var(t)
     chol_h: Float[Array, "m q q"]  # of I + Lambda' Z'W Z Lambda
+    dof: Float[Array, ""]  # rows, less the free columns when restricted: sigma^2 = pss / dof
 
 
 def profile(
@@ -142,7 +143,7 @@ def profile(
         gradient = gradient - 2.0 * jnp.sum(
             small_matmul(zrx, small_matmul(vinv[None] * free[None, :, None], transpose(ux))), 0
         )
-    return Profile(deviance, gradient, beta, u, pss, chol_xvx, chol_h)
+    return Profile(deviance, gradient, beta, u, pss, chol_xvx, chol_h, k)
 
 
 def covariance_information(

@@ -175,12 +175,7 @@ class LME(AbstractMethod):
         del params
         close = state.started & (state.k >= 2) & (state.change <= self.tolerance)
         done = close | state.failed | (state.k >= max_steps)
-        result = RESULTS.where(
-            state.failed,
-            RESULTS.nonfinite,
-            RESULTS.where(close, RESULTS.successful, RESULTS.max_steps_reached),
-        )
-        return done, result
+        return done, why_ended(close, state.failed)
 
     def log_likelihood(self, problem, params):
         """Return the LMM likelihood of the data linearised at PNLS for ``params.theta`` and ``.error``.
@@ -298,7 +293,7 @@ class LME(AbstractMethod):
             halvings=jnp.zeros((), jnp.int32),
             k=jnp.zeros((), jnp.int32),
             done=jnp.zeros((), bool),
-            products=_blank_products(m, problem.num_random, problem.num_fixed, dtype),
+            products=blank_products(m, problem.num_random, problem.num_fixed, dtype),
         )
         return jax.lax.while_loop(lambda s: ~s.done & (s.k < 50), body, start)
 
@@ -353,8 +348,7 @@ class LME(AbstractMethod):
         )
         half = solve_lower(fit.chol_h, jnp.swapaxes(zl, -1, -2))
         leverage = jnp.sum(half**2, -2)
-        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
-        per_weight = leverage + (k / fit.pss) * r**2
+        per_weight = leverage + (fit.dof / fit.pss) * r**2
         if self.restricted:
             zx = small_matmul(lam.T[None], c.zx * free[None, None])
             ux = cho_solve(fit.chol_h, zx)
@@ -406,8 +400,7 @@ class LME(AbstractMethod):
         theta, shape = x[:t], x[t:]
         value, gradient, fit = self._deviance(problem, lin, theta, shape, products)
         free = problem.free.beta.astype(theta.dtype)
-        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
-        sigma = jnp.sqrt(fit.pss / k)
+        sigma = jnp.sqrt(fit.pss / fit.dof)
         step = bfgs.x - base
         moved = jnp.sum(step * (info @ step)) + jnp.sum((fit.chol_xvx.T @ fit.beta) ** 2) / sigma**2
         change = jnp.sqrt(jnp.maximum(moved, 0.0))
@@ -450,7 +443,7 @@ class LME(AbstractMethod):
         free = problem.free.beta.astype(x.dtype)
         lam = problem.covariance.factor(theta / sigma)
         fit = profile(c, lam, lin.rows, free, restricted=self.restricted)
-        k = lin.rows - (jnp.sum(free) if self.restricted else 0.0)
+        k = fit.dof
         used = problem.weights > 0
         log_weights = jnp.sum(jnp.log(jnp.where(used, weights, 1.0)))
         determinants = fit.deviance - k * jnp.log(fit.pss / k) - k
@@ -528,7 +521,13 @@ def _modes_and_products(part: NLMEProblem, lam, beta, u0, weights):
     return (c.xx, c.xt, c.tt, pss, gx), (mode.u, f, J, c.zz, c.zx, c.zt, usable)
 
 
-def _blank_products(m: int, q: int, f: int, dtype) -> CrossProducts:
+def why_ended(settled: Bool[Array, ""], failed: Bool[Array, ""]) -> RESULTS:
+    """Return the result code of an alternation."""
+    limited = RESULTS.where(settled, RESULTS.successful, RESULTS.max_steps_reached)
+    return RESULTS.where(failed, RESULTS.nonfinite, limited)
+
+
+def blank_products(m: int, q: int, f: int, dtype) -> CrossProducts:
     """Zeros in the shape of the cross-products of m groups."""
     shapes = ((m, q, q), (m, q, f), (m, q), (f, f), (f,), ())
     return CrossProducts(*(jnp.zeros(shape, dtype) for shape in shapes))
