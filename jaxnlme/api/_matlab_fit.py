@@ -15,7 +15,6 @@ from jaxnlme import nlme
 from jaxnlme._cache import outer_jit
 from jaxnlme._results import RESULTS
 from jaxnlme.api._matlab_data import Designs, MatlabData
-from jaxnlme.api._matlab_lme import MatlabLME, MatlabState, differences
 from jaxnlme.api._matlab_model import MatlabFunction
 from jaxnlme.api._matlab_options import TRANSFORMS, NlmefitOptions
 from jaxnlme.api._matlab_stats import Linearisation, error_sd
@@ -26,6 +25,7 @@ from jaxnlme.mixed.lmm import cross_products, fixed_information, profile
 from jaxnlme.nlme.drive import drive
 from jaxnlme.nlme.evaluate import derivatives, design_columns, phi_of
 from jaxnlme.nlme.lme import fit_residual_error
+from jaxnlme.nlme.lme_matlab import MatlabLME, MatlabState, differences
 from jaxnlme.nlme.problem import NLMEParams, NLMEProblem, StructuralModel, free_all, unknown_params
 from jaxnlme.numerics.bijectors import as_bijector
 
