@@ -39,6 +39,7 @@ _SETTINGS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
     "jax_numpy_dtype_promotion",
+    "jax_disable_most_optimizations",
 )
 # Settings of people who look for errors: everything is traced for them.
 _WATCHED = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit", "jax_check_tracer_leaks")
@@ -158,7 +159,7 @@ class Kept:
             (getattr(v, "dtype", type(v)), np.shape(v), getattr(v, "weak_type", False))
             for v in leaves
         )
-        settings = tuple(getattr(jax.config, name, None) for name in _SETTINGS)
+        settings = tuple(_setting(name) for name in _SETTINGS)
         key = (directory, tree, kinds, settings)
         if key not in self._programs:
             self._programs[key] = self._load_or_compile(args, leaves, tree, directory, settings)
@@ -201,6 +202,15 @@ class Kept:
         except Exception as error:  # noqa: BLE001 - a program that cannot be kept still runs
             log.debug("program not kept: %s", error)
         return compiled, out
+
+
+def _setting(name: str) -> Any:
+    """Read a setting of JAX; some are attributes, others only `read` knows."""
+    if hasattr(jax.config, name):
+        return getattr(jax.config, name)
+    with contextlib.suppress(AttributeError, KeyError):  # a version without it
+        return jax.config.read(name)
+    return None
 
 
 def _load(path: Path, leaves: list[Any]) -> tuple[Any, Any] | None:

@@ -43,14 +43,20 @@ def x64() -> Iterator[None]:
 # have it, as do calibration, the examples, the pages and the demo. JAXNLME_OPTIMISED=1: every test.
 _COMPILES = {"api", "contract", "diagnostics", "families", "glm", "nlme", "numerics", "results"}
 _AS_USERS_HAVE_IT = {"test_properties.py", "test_metamorphic.py"}
+_quick = False  # how the programs in memory were compiled
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile without optimisation where that costs more than it gains."""
+    global _quick
     quick = request.path.parent.name in _COMPILES and request.path.name not in _AS_USERS_HAVE_IT
     quick = quick and os.environ.get("JAXNLME_OPTIMISED") != "1"
     before = jax.config.read("jax_disable_most_optimizations")
+    if quick != _quick:
+        # JAX finds a program in memory whatever it was compiled with, and the two differ in the last bit.
+        jax.clear_caches()
+        _quick = quick
     jax.config.update("jax_disable_most_optimizations", quick or before)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -113,6 +113,24 @@ def test_a_program_is_traced_once_and_found_again(tmp_path):
     assert sum(file.stat().st_size > 100 for file in tmp_path.iterdir()) == 1
 
 
+def test_settings_that_change_the_bits_are_part_of_a_program(tmp_path):
+    """JAX leaves the level of optimisation out of what tells its programs in memory apart."""
+    traces: list = []
+    kept = kept_in(doubled(traces), lambda: None, lambda: str(tmp_path))
+    argument = ({"in": np.ones(2, np.float32)},)
+    before = jax.config.read("jax_disable_most_optimizations")
+    names = ("jax_enable_x64", "jax_disable_most_optimizations")
+    assert all(_programs._setting(name) is not None for name in names)
+    assert _programs._setting("jax_no_such_setting") is None
+    try:
+        for disable in (True, False, True):
+            jax.config.update("jax_disable_most_optimizations", disable)
+            assert kept.find(argument) is not None
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert len(traces) == len(list(tmp_path.iterdir())) == 2
+
+
 def test_nothing_is_kept_where_it_must_not_be(tmp_path):
     traces: list = []
     argument = {"in": np.ones(2, np.float32)}
