@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -96,8 +96,46 @@ class PriorDensity(eqx.Module):
     def draw(self, key: Any, n: int, dtype: Any) -> Float[Array, "n p"]:
         """Draw ``n`` points on the natural scale."""
         keys = jax.random.split(key, len(self.priors))
-        columns = [prior._draw(keys[k], (n,), dtype) for k, prior in enumerate(self.priors)]
-        return jnp.stack(columns, axis=-1)
+        return _columns(lambda prior, key: prior._draw(key, (n,), dtype), self.priors, keys, dtype)
+
+    def draw_lhs(self, key: Any, n: int, dtype: Any) -> Float[Array, "n p"]:
+        """Draw a latin hypercube of ``n`` points on the natural scale."""
+
+        def places(k: Array) -> Array:
+            order, inside = jax.random.split(jax.random.fold_in(key, k))
+            u = jax.random.uniform(inside, (n,), dtype, 1e-9, 1 - 1e-9)
+            return (jax.random.permutation(order, n) + u) / n
+
+        unit = jax.vmap(places)(jnp.arange(len(self.priors)))
+        return _columns(lambda prior, u: prior._icdf(u), self.priors, unit, dtype)
+
+
+def _columns(
+    function: Callable[[AbstractPrior, Any], Array],
+    priors: tuple[AbstractPrior, ...],
+    values: Array,
+    dtype: Any,
+) -> Float[Array, "n p"]:
+    """Evaluate ``function(prior, value)`` for every prior, a column each; priors of one kind at once.
+
+    A quantile by bisection takes XLA a second to compile, and people give many parameters one kind of prior.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for k, prior in enumerate(priors):
+        leaves, tree = jax.tree.flatten(prior)
+        kinds.setdefault((tree, tuple(map(jnp.shape, leaves))), []).append(k)
+
+    def stack(*leaves: Any) -> Array:
+        dtypes = {jnp.result_type(leaf) for leaf in leaves}
+        inexact = any(jnp.issubdtype(d, jnp.inexact) for d in dtypes)
+        return jnp.stack([jnp.asarray(leaf, dtype if inexact else None) for leaf in leaves])
+
+    columns: dict[int, Array] = {}
+    for members in kinds.values():
+        several = jax.tree.map(stack, *(priors[k] for k in members))
+        out = jax.vmap(function)(several, values[np.array(members)])
+        columns |= {k: out[i] for i, k in enumerate(members)}
+    return jnp.stack([columns[k] for k in range(len(priors))], axis=-1)
 
 
 class ParameterSet:
@@ -260,12 +298,7 @@ def _draw(n: int, density: PriorDensity, key: Any) -> Array:
 
 @functools.partial(outer_jit, static_argnums=0)
 def _draw_lhs(n: int, density: PriorDensity, key: Any) -> Array:
-    columns = []
-    for k, prior in enumerate(density.priors):
-        places, inside = jax.random.split(jax.random.fold_in(key, k))
-        u = jax.random.uniform(inside, (n,), jnp.float64, 1e-9, 1 - 1e-9)
-        columns.append(prior._icdf((jax.random.permutation(places, n) + u) / n))
-    return jnp.stack(columns, axis=-1)
+    return density.draw_lhs(key, n, jnp.float64)
 
 
 @outer_jit

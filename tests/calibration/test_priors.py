@@ -200,12 +200,24 @@ def test_both_constructions_of_a_set_agree() -> None:
 
 
 def test_latin_hypercube_hits_every_stratum_once() -> None:
-    params = ParameterSet({"a": LogNormal(0, 1), "b": Bound(Normal(0, 1), 0, 1), "c": Gamma(2)})
+    params = ParameterSet({"a": LogNormal(0, 1), "b": Bound(Normal(0, 1), 0, 1), "c": Gamma(2),
+                           "d": LogNormal(-1, 0.5), "e": Bound(Normal(1, 2), -1, 3)})  # fmt: skip
     draws = params.sample_lhs(100, key=5)
     for k, prior in enumerate(params.priors):
         strata = np.floor(prior.cdf(draws[:, k]) * 100).astype(int)
         assert sorted(strata) == list(range(100))
     assert draws.max() < 50  # not e^700
+
+
+def test_priors_of_one_kind_keep_their_places_and_numbers() -> None:
+    """They are drawn together: each column is of its own prior all the same."""
+    priors = [Normal(0, 1), Uniform(2, 3), Normal(10, 5), Bound(Normal(0, 1), 0, 1), Uniform(-9, 0),
+              Bound(Normal(1, 2), -1, 3), Normal(-3, 0.1)]  # fmt: skip
+    params = ParameterSet({f"p{k}": prior for k, prior in enumerate(priors)})
+    draws = params.sample(2000, key=3)
+    for k, prior in enumerate(priors):
+        assert st.kstest(draws[:, k], lambda x, prior=prior: prior.cdf(x)).pvalue > 1e-3
+    assert np.abs(np.corrcoef(draws.T) - np.eye(7)).max() < 0.1
 
 
 def test_bad_sets_raise() -> None:
