@@ -2,9 +2,7 @@
 
 References
 ----------
-.. [1] Gao, F. and Han, L. (2012). Implementing the Nelder-Mead simplex algorithm with adaptive
-       parameters. Computational Optimization and Applications 51.
-.. [2] Clerc, M. and Kennedy, J. (2002). The particle swarm. IEEE Transactions on Evolutionary
+.. [1] Clerc, M. and Kennedy, J. (2002). The particle swarm. IEEE Transactions on Evolutionary
        Computation 6.
 """
 
@@ -27,6 +25,7 @@ from jaxnlme.calibration.gradient import Line, naturals, on_line
 from jaxnlme.calibration.models import HostModel
 from jaxnlme.calibration.problem import Posterior, evaluate_many
 from jaxnlme.numerics.mcmc import map_points
+from jaxnlme.numerics.simplex import adaptive, simplex
 from jaxnlme.priors.base import as_key
 
 __all__ = ["PointEstimate", "PointEstimator"]
@@ -257,58 +256,21 @@ def _descend(line: Line, start: Array) -> tuple[Array, Array, Array]:
 @functools.partial(outer_jit, static_argnums=0)
 def _simplex(n_steps: int, line: Line, start: Array) -> tuple[Array, Array]:
     """Adaptive Nelder-Mead from each start, side by side."""
-    p = start.shape[1]
-    expand, contract, shrink = 1 + 2 / p, 0.75 - 0.5 / p, 1 - 1 / p
-    offsets = jnp.concatenate([jnp.zeros((1, p)), 0.25 * jnp.eye(p)])
-    corners = start[:, None, :] + offsets[None] * jnp.maximum(jnp.abs(start), 0.5)[:, None, :]
 
-    def many(u: Array) -> Array:
-        flat = u.reshape(-1, p)
-        return map_points(lambda x: _objective(line, x), flat, _batch(line)).reshape(u.shape[:-1])
+    def one(u0: Array) -> tuple[Array, Array]:
+        away = jnp.diag(0.25 * jnp.maximum(jnp.abs(u0), 0.5))
+        found = simplex(
+            lambda u: _objective(line, u),
+            jnp.concatenate([u0[None], u0[None] + away]),
+            tol_x=jnp.inf,
+            tol_fun=1e-12,
+            rtol_fun=1e-12,
+            max_steps=n_steps,
+            coefficients=adaptive(u0.shape[0]),
+        )
+        return found.x, -found.value
 
-    def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, f = carry
-        order = jnp.argsort(f, axis=1)
-        x, f = (
-            jnp.take_along_axis(x, order[..., None], axis=1),
-            jnp.take_along_axis(f, order, axis=1),
-        )
-        middle = jnp.mean(x[:, :-1], axis=1)
-        away = middle - x[:, -1]
-        # All four candidates at once: one batch of evaluations.
-        factors = jnp.array([1.0, expand, contract, -contract], x.dtype)
-        trial = middle[:, None] + factors[None, :, None] * away[:, None]
-        g = many(trial)
-        reflected, expanded, outside, inside = (g[:, k] for k in range(4))
-        best, second, worst = f[:, 0], f[:, -2], f[:, -1]
-        pick = jnp.where(
-            reflected < best,
-            jnp.where(expanded < reflected, 1, 0),
-            jnp.where(reflected < second, 0, jnp.where(reflected < worst, 2, 3)),
-        )
-        value = jnp.take_along_axis(g, pick[:, None], axis=1)[:, 0]
-        accept = jnp.where(
-            pick == 2, outside <= reflected, jnp.where(pick == 3, inside < worst, True)
-        )
-        point = jnp.take_along_axis(trial, pick[:, None, None], axis=1)[:, 0]
-        moved_x = x.at[:, -1].set(point)
-        moved_f = f.at[:, -1].set(value)
-        small_x = x[:, :1] + shrink * (x - x[:, :1])
-        small_f = jax.lax.cond(jnp.all(accept), lambda: f, lambda: many(small_x))
-        return (
-            jnp.where(accept[:, None, None], moved_x, small_x),
-            jnp.where(accept[:, None], moved_f, small_f),
-        )
-
-    def going(carry: Any) -> Array:
-        k, (_, f) = carry
-        gap = jnp.max(f, axis=1) - jnp.min(f, axis=1)
-        return (k < n_steps) & ~jnp.all(gap < 1e-12 * (1 + jnp.abs(f[:, 0])))
-
-    start_carry = (0, (corners, many(corners)))
-    _, (x, f) = jax.lax.while_loop(going, lambda c: (c[0] + 1, step(c[0], c[1])), start_carry)
-    best = jnp.argmin(f, axis=1)
-    return jnp.take_along_axis(x, best[:, None, None], axis=1)[:, 0], -jnp.min(f, axis=1)
+    return jax.vmap(one)(start)
 
 
 def _batch(line: Line) -> int:

@@ -1,7 +1,14 @@
-"""Nelder and Mead's simplex search as MATLAB's ``fminsearch`` runs it, step for step.
+"""Nelder and Mead's simplex search, one evaluation per trip of the loop.
 
-Written out, because it is the place where that search stops that has to be reproduced: libraries start from
-another simplex, and stop by another rule. For an optimum itself use :mod:`jaxnlme.numerics.outer`.
+:func:`fminsearch` runs it as MATLAB does, step for step: it is the place where that search stops that has to be
+reproduced, and libraries start from another simplex and stop by another rule.
+
+References
+----------
+.. [1] Lagarias, J., Reeds, J., Wright, M. and Wright, P. (1998). Convergence properties of the Nelder-Mead simplex
+       method in low dimensions. SIAM Journal on Optimization 9, 112-147.
+.. [2] Gao, F. and Han, L. (2012). Implementing the Nelder-Mead simplex algorithm with adaptive parameters.
+       Computational Optimization and Applications 51.
 """
 
 from __future__ import annotations
@@ -15,6 +22,26 @@ import jax.numpy as jnp
 from jaxnlme._typing import Array, Float, Int
 
 _FILL, _REFLECT, _EXPAND, _OUTSIDE, _INSIDE = range(5)  # what the point under evaluation is
+
+
+class Coefficients(NamedTuple):
+    """How far a step goes, in lengths of the reflection; the usual ones are those of [1]_."""
+
+    expand: float = 2.0
+    contract: float = 0.5
+    shrink: float = 0.5
+
+
+def adaptive(n: int) -> Coefficients:
+    """Coefficients for ``n`` parameters that still make progress where there are many [2]_.
+
+    Examples
+    --------
+    >>> adaptive(2) == Coefficients(), adaptive(8)
+    (True, Coefficients(expand=1.25, contract=0.6875, shrink=0.875))
+    """
+    n = max(n, 2)
+    return Coefficients(1 + 2 / n, 0.75 - 0.5 / n, 1 - 1 / n)
 
 
 class Simplex(NamedTuple):
@@ -47,7 +74,7 @@ def fminsearch(
     tol_fun: Any = 1e-4,
     max_steps: Any = None,
 ) -> Simplex:
-    """Minimise ``function`` from ``x0`` without derivatives; one evaluation per trip of the loop.
+    """Minimise ``function`` from ``x0`` as MATLAB does.
 
     Parameters
     ----------
@@ -55,15 +82,8 @@ def fminsearch(
         Of a vector (n,), returning a scalar that is never NaN.
     x0
         First vertex; the others are 5 % away along each axis (0.00025 where it is zero).
-    tol_x, tol_fun
-        The search stops when all vertices lie this close to the best one and so do their values.
-    max_steps
-        Limit of the steps (of one to n + 2 evaluations each); default 200 n.
-
-    References
-    ----------
-    Lagarias, Reeds, Wright and Wright (1998), SIAM J. Optim. 9, 112-147: reflection 1, expansion 2,
-    contraction and shrinkage 1/2.
+    tol_x, tol_fun, max_steps
+        As in :func:`simplex`.
 
     Examples
     --------
@@ -71,19 +91,50 @@ def fminsearch(
     >>> found.x.round(2), bool(found.converged)
     (Array([ 1., -2.], dtype=float32), True)
     """
-    n, dtype = x0.shape[0], x0.dtype
-    limit = 200 * n if max_steps is None else max_steps
     spread = jnp.where(x0 != 0, 1.05 * x0, 0.00025)
-    corners = jnp.where(jnp.eye(n, dtype=bool), spread[None], x0[None])
-    points = jnp.concatenate([x0[None], corners]).astype(dtype)
+    corners = jnp.where(jnp.eye(x0.shape[0], dtype=bool), spread[None], x0[None])
+    points = jnp.concatenate([x0[None], corners]).astype(x0.dtype)
+    return simplex(function, points, tol_x=tol_x, tol_fun=tol_fun, max_steps=max_steps)
+
+
+def simplex(
+    function: Callable[[Array], Array],
+    points: Float[Array, "k n"],
+    *,
+    tol_x: Any,
+    tol_fun: Any,
+    rtol_fun: float = 0.0,
+    max_steps: Any = None,
+    coefficients: Coefficients | None = None,
+) -> Simplex:
+    """Minimise ``function`` from a simplex of n + 1 points, without derivatives.
+
+    Parameters
+    ----------
+    function
+        Of a vector (n,), returning a scalar that is never NaN; infinity is a wall.
+    points
+        The vertices.
+    tol_x, tol_fun, rtol_fun
+        The search stops when all vertices lie within ``tol_x`` of the best one and their values within
+        ``tol_fun``, or ``rtol_fun`` times the best value.
+    max_steps
+        Limit of the steps (of one to n + 2 evaluations each); default 200 n.
+    coefficients
+        Default: those of [1]_; :func:`adaptive` has others.
+    """
+    n, dtype = points.shape[1], points.dtype
+    limit = 200 * n if max_steps is None else max_steps
+    lengths = Coefficients() if coefficients is None else coefficients
+    eps = 10 * float(jnp.finfo(dtype).eps)  # ten of MATLAB's eps(x), but for a factor of two
     number = jnp.zeros((), jnp.int32)
     start = _State(
         points=points,
         values=jnp.full(n + 1, jnp.inf, dtype),
-        trial=x0,
+        trial=points[0],
         kind=number + _FILL,
         vertex=number,
-        reflected=x0,
+        reflected=points[0],
         reflected_value=jnp.full((), jnp.inf, dtype),
         steps=number,
         evaluations=number,
@@ -91,24 +142,19 @@ def fminsearch(
     )
 
     def body(s: _State) -> _State:
-        s = _taken_in(s, function(s.trial))
+        s = _taken_in(s, function(s.trial), lengths)
         closed = s.kind == _REFLECT  # a step has ended: the simplex is whole and sorted
         flat = jnp.max(jnp.abs(s.values[1:] - s.values[0]), initial=0.0)
         small = jnp.max(jnp.abs(s.points[1:] - s.points[:1]), initial=0.0)
-        near = flat <= jnp.maximum(tol_fun, 10 * _spacing(s.values[0]))
-        near = near & (small <= jnp.maximum(tol_x, 10 * _spacing(jnp.max(s.points[0]))))
+        near = flat <= jnp.maximum(tol_fun, max(rtol_fun, eps) * jnp.abs(s.values[0]))
+        near = near & (small <= jnp.maximum(tol_x, eps * jnp.abs(jnp.max(s.points[0]))))
         return s._replace(done=closed & (near | (s.steps >= limit)))
 
     s = jax.lax.while_loop(lambda s: ~s.done, body, start)
     return Simplex(s.points[0], s.values[0], s.steps < limit, s.evaluations)
 
 
-def _spacing(x: Array) -> Array:
-    """Distance to the next number (MATLAB's ``eps(x)``), but for a factor of two."""
-    return jnp.finfo(x.dtype).eps * jnp.abs(x)
-
-
-def _taken_in(s: _State, value: Array) -> _State:
+def _taken_in(s: _State, value: Array, lengths: Coefficients) -> _State:
     """Use the value at the trial point, and choose the next one."""
     n = s.points.shape[1]
     best, second, worst = s.values[0], s.values[n - 1], s.values[n]
@@ -133,7 +179,7 @@ def _taken_in(s: _State, value: Array) -> _State:
     put = (jnp.arange(n + 1) == jnp.where(filling, s.vertex, n)) & (filling | ended)
     points = jnp.where(put[:, None], point[None], s.points)
     values = jnp.where(put, jnp.where(keep_reflected, s.reflected_value, value), s.values)
-    points = jnp.where(shrink, points[:1] + 0.5 * (points - points[:1]), points)
+    points = jnp.where(shrink, points[:1] + lengths.shrink * (points - points[:1]), points)
     order = jnp.argsort(values, stable=True)
     points, values = (
         jnp.where(ended, points[order], points),
@@ -143,7 +189,8 @@ def _taken_in(s: _State, value: Array) -> _State:
     middle = jnp.mean(points[:n], 0)
     kind = jnp.where(expand, _EXPAND, jnp.where(contract_out, _OUTSIDE, _INSIDE))
     kind = jnp.where(shrink | more, _FILL, jnp.where(ended, _REFLECT, kind))
-    trial = jnp.where(expand, ray(2.0), jnp.where(contract_out, ray(0.5), ray(-0.5)))
+    contracted = jnp.where(contract_out, ray(lengths.contract), ray(-lengths.contract))
+    trial = jnp.where(expand, ray(lengths.expand), contracted)
     trial = jnp.where(shrink | more, points[jnp.minimum(vertex, n)], trial)
     trial = jnp.where(ended, 2 * middle - points[n], trial)
     return s._replace(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxnlme.numerics.simplex import fminsearch
+from jaxnlme.numerics.simplex import adaptive, fminsearch, simplex
 
 pytestmark = pytest.mark.x64
 
@@ -40,6 +40,28 @@ def test_the_same_steps_as_scipy(n, tolerance):
         options = {"xatol": tolerance, "fatol": tolerance, "initial_simplex": simplex_of(x0)}
         theirs = minimize(valley, x0, args=(a,), method="Nelder-Mead", options=options)
         np.testing.assert_allclose(found.x, theirs.x, rtol=0, atol=1e-8)
+        assert int(found.num_evaluations) == theirs.nfev
+        assert bool(found.converged)
+
+
+@jax.jit
+def adaptive_search(points, a):
+    n = points.shape[1]
+    return simplex(lambda x: valley(x, a), points, tol_x=1e-6, tol_fun=1e-6, max_steps=5000,
+                   coefficients=adaptive(n))  # fmt: skip
+
+
+def test_adaptive_steps_are_scipys():
+    n = 6
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        points = simplex_of(rng.normal(size=n))
+        a = rng.uniform(0.1, 3, n)
+        found = adaptive_search(points, a)
+        options = {"xatol": 1e-6, "fatol": 1e-6, "initial_simplex": points, "adaptive": True,
+                   "maxiter": 5000, "maxfev": 50_000}  # fmt: skip
+        theirs = minimize(valley, points[0], args=(a,), method="Nelder-Mead", options=options)
+        np.testing.assert_allclose(found.x, theirs.x, rtol=0, atol=1e-6)
         assert int(found.num_evaluations) == theirs.nfev
         assert bool(found.converged)
 
