@@ -43,6 +43,7 @@ def x64() -> Iterator[None]:
 # have it, as do calibration, the examples, the pages and the demo. JAXNLME_OPTIMISED=1: every test.
 _COMPILES = {"api", "contract", "diagnostics", "families", "glm", "nlme", "numerics", "results"}
 _AS_USERS_HAVE_IT = {"test_properties.py", "test_metamorphic.py"}
+_AS_USERS_HAVE_IT |= {"test_exact_agq.py"}  # grids of nodes: running takes longer than compiling
 _quick = False  # how the programs in memory were compiled
 
 
