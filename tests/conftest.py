@@ -42,8 +42,8 @@ def x64() -> Iterator[None]:
 # setting for (a third of their time). Tests of what the compiled code must keep, bits and padding, stay as users
 # have it, as do calibration, the examples, the pages and the demo. JAXNLME_OPTIMISED=1: every test.
 _COMPILES = {"api", "contract", "diagnostics", "families", "glm", "nlme", "numerics", "results"}
-_AS_USERS_HAVE_IT = {"test_properties.py", "test_metamorphic.py"}
-_AS_USERS_HAVE_IT |= {"test_exact_agq.py"}  # grids of nodes: running takes longer than compiling
+# The last one has grids of nodes: running takes longer than compiling.
+_AS_USERS_HAVE_IT = {"test_properties.py", "test_metamorphic.py", "test_exact_agq.py"}
 _quick = False  # how the programs in memory were compiled
 
 
